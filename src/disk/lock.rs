@@ -1,0 +1,90 @@
+//! One process at a time: an advisory lock that vanishes with its holder.
+
+use std::{
+    fs::{File, TryLockError},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{DiskError, IoContext};
+
+/// A held lock; dropped, it is free again.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+/// Why a lock was not given.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds it, and left this note.
+    #[error("held by another process ({note})")]
+    Held {
+        /// What the holder wrote with [`Lock::note`].
+        note: String,
+    },
+    /// The lock file cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl Lock {
+    /// Takes the lock of this file, creating it if needed, without waiting.
+    ///
+    /// # Errors
+    /// If another process holds it, or the file cannot be opened.
+    pub fn acquire(path: &Path) -> Result<Self, LockError> {
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .on("open", path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { file, path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                let mut note = String::new();
+                // The note is a courtesy: a holder that left none still holds the lock.
+                let _ = file.read_to_string(&mut note);
+                Err(LockError::Held { note: note.trim().to_owned() })
+            }
+            Err(TryLockError::Error(source)) => {
+                Err(DiskError { op: "lock", path: path.to_owned(), source }.into())
+            }
+        }
+    }
+
+    /// Leaves a note for those who find the lock held.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn note(&mut self, text: &str) -> Result<(), DiskError> {
+        (|| {
+            self.file.set_len(0)?;
+            self.file.seek(SeekFrom::Start(0))?;
+            self.file.write_all(text.as_bytes())
+        })()
+        .on("write", &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_until_the_first_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut first = Lock::acquire(&path).unwrap();
+        first.note("pid 7").unwrap();
+        match Lock::acquire(&path) {
+            Err(LockError::Held { note }) => assert_eq!(note, "pid 7"),
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        Lock::acquire(&path).unwrap();
+    }
+}

@@ -1,0 +1,119 @@
+//! Whole files or none: temp → write → sync → rename → sync the directories.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use super::{DiskError, IoContext};
+
+/// A file that is being written and is not yet visible under its name. Dropped unpublished, it is removed.
+#[derive(Debug)]
+pub struct TempFile {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl TempFile {
+    /// Creates `path`, which must not exist, read-only for everybody once it is closed.
+    ///
+    /// # Errors
+    /// If the file cannot be created.
+    pub fn create(path: PathBuf) -> Result<Self, DiskError> {
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o444);
+        let file = options.open(&path).on("create", &path)?;
+        Ok(Self { file, path, published: false })
+    }
+
+    /// Appends all of `data`.
+    ///
+    /// # Errors
+    /// If not all of it can be written.
+    pub fn write(&mut self, data: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all(data).on("write", &self.path)
+    }
+
+    /// Makes the content durable and gives it its name, replacing what stood there. The directory
+    /// of `target` must exist; the caller makes the name durable with [`sync_dir`].
+    ///
+    /// # Errors
+    /// If the content cannot be synced or the name not given; the temp file is removed then.
+    pub fn publish(mut self, target: &Path) -> Result<(), DiskError> {
+        self.file.sync_data().on("sync", &self.path)?;
+        #[cfg(windows)]
+        set_read_only(&self.file, &self.path)?;
+        fs::rename(&self.path, target).on("rename a finished file to", target)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+#[cfg(windows)]
+fn set_read_only(file: &File, path: &Path) -> Result<(), DiskError> {
+    let mut permissions = file.metadata().on("look at", path)?.permissions();
+    permissions.set_readonly(true);
+    file.set_permissions(permissions).on("make read-only", path)
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nothing better can be done here; a leftover is removed when the store is next opened.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes the names in a directory durable. Windows has no such call and needs none: NTFS journals names.
+///
+/// # Errors
+/// If the directory cannot be opened or synced.
+pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
+    #[cfg(unix)]
+    File::open(path).and_then(|dir| dir.sync_all()).on("sync the directory", path)?;
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_file_is_whole_and_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (temp, target) = (dir.path().join("t"), dir.path().join("blob"));
+        let mut file = TempFile::create(temp.clone()).unwrap();
+        file.write(b"whole").unwrap();
+        assert!(!target.exists());
+        file.publish(&target).unwrap();
+        sync_dir(dir.path()).unwrap();
+        assert!(!temp.exists());
+        assert_eq!(fs::read(&target).unwrap(), b"whole");
+        assert!(fs::metadata(&target).unwrap().permissions().readonly());
+    }
+
+    #[test]
+    fn a_dropped_file_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = TempFile::create(dir.path().join("t")).unwrap();
+        file.write(b"half").unwrap();
+        drop(file);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn errors_name_operation_and_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("no/t");
+        let error = TempFile::create(missing.clone()).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot create {}", missing.display()));
+        assert_eq!(error.source.kind(), std::io::ErrorKind::NotFound);
+    }
+}

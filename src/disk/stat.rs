@@ -1,0 +1,109 @@
+//! What the file system knows about a file without reading it.
+
+use std::{fs::Metadata, path::Path, time::SystemTime};
+
+use super::{DiskError, IoContext};
+
+/// Evidence that a file is still the one that was hashed. Equal fingerprints are no proof by
+/// themselves: see the racy window of the hash plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// Time of the last change of the content, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Time of the last change of content or attributes, in nanoseconds since 1970; on Windows, which
+    /// has none for programs, the time of creation.
+    pub ctime_ns: i64,
+    /// Inode number; 0 where there is none.
+    pub inode: u64,
+    /// Device number; 0 where there is none.
+    pub device: u64,
+}
+
+impl Fingerprint {
+    /// The evidence in what `stat` answered.
+    pub fn of(metadata: &Metadata) -> Self {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+            Self {
+                size_bytes: metadata.len(),
+                mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+                ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+                inode: metadata.ino(),
+                device: metadata.dev(),
+            }
+        }
+        #[cfg(not(unix))]
+        Self {
+            size_bytes: metadata.len(),
+            mtime_ns: metadata.modified().map_or(0, unix_ns),
+            ctime_ns: metadata.created().map_or(0, unix_ns),
+            inode: 0,
+            device: 0,
+        }
+    }
+}
+
+/// A time as nanoseconds since 1970, clamped to what fits (the years 1677 to 2262).
+pub(crate) fn unix_ns(time: SystemTime) -> i64 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
+    }
+}
+
+/// Sets a file's modification time to now.
+///
+/// # Errors
+/// If the file is gone or not ours.
+pub fn touch(path: &Path) -> Result<(), DiskError> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+        let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+        let times = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
+        utimensat(CWD, path, &times, AtFlags::empty()).map_err(Into::into).on("touch", path)
+    }
+    #[cfg(not(unix))]
+    {
+        std::fs::File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_modified(SystemTime::now()))
+            .on("touch", path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn touch_makes_a_read_only_file_young() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        fs::write(&path, "x").unwrap();
+        let old = SystemTime::now() - Duration::from_secs(1_000_000);
+        fs::File::open(&path).unwrap().set_modified(old).unwrap();
+        let mut permissions = fs::metadata(&path).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&path, permissions).unwrap();
+        touch(&path).unwrap();
+        assert!(
+            fs::metadata(&path).unwrap().modified().unwrap().elapsed().unwrap()
+                < Duration::from_secs(1000)
+        );
+        assert!(touch(&dir.path().join("gone")).is_err());
+    }
+
+    #[test]
+    fn times_before_1970_are_negative() {
+        assert_eq!(unix_ns(SystemTime::UNIX_EPOCH - Duration::from_nanos(5)), -5);
+        assert_eq!(unix_ns(SystemTime::UNIX_EPOCH + Duration::from_secs(1)), 1_000_000_000);
+    }
+}

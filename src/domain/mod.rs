@@ -1,0 +1,11 @@
+//! The nouns of the field, valid by construction. Pure: nothing here touches a disk or a network.
+
+mod blob;
+mod digest;
+mod manifest;
+mod path;
+
+pub use blob::{BlobId, BlobStatus};
+pub use digest::{Digest, DigestError};
+pub use manifest::{Entry, Manifest, ManifestError};
+pub use path::{CheckoutPath, MAX_PATH_BYTES, PathError, RelPath};

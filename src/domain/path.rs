@@ -1,0 +1,261 @@
+//! Paths inside a checkout, and the names of checkouts: relative, `/`-separated, unable to escape.
+
+use std::{fmt, str::FromStr};
+
+/// The longest path accepted, in bytes: Linux's `PATH_MAX` less room for the storage directory.
+pub const MAX_PATH_BYTES: usize = 3072;
+
+/// The longest part of a path, in bytes: `NAME_MAX` of Linux's file systems.
+const MAX_PART_BYTES: usize = 255;
+
+/// Why a text cannot be a path in a checkout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// No text at all.
+    #[error("the path is empty")]
+    Empty,
+    /// Starts with `/`, or with a Windows drive or share.
+    #[error("{0:?} is not relative")]
+    NotRelative(String),
+    /// A part that is empty, `.` or `..`.
+    #[error("{path:?} has a part {part:?}")]
+    BadPart {
+        /// The whole path.
+        path: String,
+        /// The offending part.
+        part: String,
+    },
+    /// A character that cannot stand in it.
+    #[error("{path:?} has the character {character:?}")]
+    BadCharacter {
+        /// The whole path.
+        path: String,
+        /// The offending character.
+        character: char,
+    },
+    /// Longer than [`MAX_PATH_BYTES`].
+    #[error("the path of {bytes} bytes is longer than {MAX_PATH_BYTES}")]
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// A part longer than a file name may be.
+    #[error("a part of the path is longer than {MAX_PART_BYTES} bytes: {0:?}")]
+    PartTooLong(String),
+}
+
+/// A relative path: UTF-8, `/`-separated, no empty, `.` or `..` part, no NUL, no `\`, no drive letter.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelPath(Box<str>);
+
+impl RelPath {
+    /// Reads a path as clients send it: some on Windows separate with `\`, which is laid out as `/`.
+    ///
+    /// # Errors
+    /// If it could leave the directory it is meant to stay in, or cannot be a file name.
+    pub fn from_wire(text: &str) -> Result<Self, PathError> {
+        if text.contains('\\') { text.replace('\\', "/").parse() } else { text.parse() }
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its parts, outermost first.
+    pub fn parts(&self) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// The path of the directory it is in, and its last part.
+    pub fn split(&self) -> (Option<&str>, &str) {
+        match self.0.rsplit_once('/') {
+            Some((parent, name)) => (Some(parent), name),
+            None => (None, &self.0),
+        }
+    }
+}
+
+impl FromStr for RelPath {
+    type Err = PathError;
+
+    fn from_str(text: &str) -> Result<Self, PathError> {
+        check(text, &[])?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The characters that Shaman excludes from checkout paths, beyond those no path may have.
+const NOT_IN_CHECKOUT_PATHS: &[char] = &['?', '*', ':', ';', '{', '}'];
+
+/// The name of a checkout below `jobs/`: a [`RelPath`] without `? * : ; { }`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CheckoutPath(RelPath);
+
+impl CheckoutPath {
+    /// The name as a path.
+    pub fn as_rel(&self) -> &RelPath {
+        &self.0
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The closest valid name to any text: characters that cannot stand in one become `_`.
+    pub fn sanitized(text: &str) -> Self {
+        let mut part = String::new();
+        for character in text.trim().chars() {
+            let bad = NOT_IN_CHECKOUT_PATHS.contains(&character)
+                || matches!(character, '/' | '\\')
+                || character.is_control();
+            let character = if bad { '_' } else { character };
+            if part.len() + character.len_utf8() > MAX_PART_BYTES / 2 {
+                break;
+            }
+            part.push(character);
+        }
+        part.parse().unwrap_or_else(|_| Self(RelPath("checkout".into())))
+    }
+}
+
+impl FromStr for CheckoutPath {
+    type Err = PathError;
+
+    fn from_str(text: &str) -> Result<Self, PathError> {
+        check(text, NOT_IN_CHECKOUT_PATHS)?;
+        Ok(Self(RelPath(text.into())))
+    }
+}
+
+impl fmt::Display for CheckoutPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for CheckoutPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+fn check(text: &str, excluded: &[char]) -> Result<(), PathError> {
+    if text.is_empty() {
+        return Err(PathError::Empty);
+    }
+    if text.len() > MAX_PATH_BYTES {
+        return Err(PathError::TooLong { bytes: text.len() });
+    }
+    let drive = text.as_bytes()[0].is_ascii_alphabetic() && text.as_bytes().get(1) == Some(&b':');
+    if text.starts_with(['/', '\\']) || drive {
+        return Err(PathError::NotRelative(text.to_owned()));
+    }
+    if let Some(character) = text.chars().find(|c| matches!(c, '\0' | '\\') || excluded.contains(c))
+    {
+        return Err(PathError::BadCharacter { path: text.to_owned(), character });
+    }
+    for part in text.split('/') {
+        if matches!(part, "" | "." | "..") {
+            return Err(PathError::BadPart { path: text.to_owned(), part: part.to_owned() });
+        }
+        if part.len() > MAX_PART_BYTES {
+            return Err(PathError::PartTooLong(part.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn accepts_what_projects_hold() {
+        for good in [
+            "scene.blend",
+            "textures/spaces and (parens) & ampersand #1.png",
+            "звуки и кэш/дождь.wav",
+            "emoji_🧶_ball.png",
+            "...", // odd, and harmless
+            ".hidden",
+            "take 2: final.png",
+        ] {
+            assert_eq!(good.parse::<RelPath>().unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn refuses_every_way_out() {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/..",
+            "../a",
+            "a/../b",
+            "./a",
+            "/abs",
+            "a//b",
+            "a/",
+            "C:\\x",
+            "C:x",
+            "c:/x",
+            "\\\\host\\share",
+            "a\0b",
+            "a\\b",
+        ] {
+            assert!(bad.parse::<RelPath>().is_err(), "{bad:?}");
+            assert!(bad.parse::<CheckoutPath>().is_err(), "{bad:?}");
+        }
+        assert!("x".repeat(256).parse::<RelPath>().is_err());
+        assert!("x/".repeat(2500).trim_end_matches('/').parse::<RelPath>().is_err());
+        for bad in ["a?b", "a*", "a;b", "{jobs}", "}", "shot:1"] {
+            assert!(bad.parse::<CheckoutPath>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn windows_separators_are_laid_out_as_slashes_and_cannot_escape() {
+        assert_eq!(RelPath::from_wire("a\\b\\c.png").unwrap().as_str(), "a/b/c.png");
+        for bad in ["..\\x", "a\\..\\..\\x", "\\x", "C:\\x", "a\\", "a\\\\b"] {
+            assert!(RelPath::from_wire(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_path_stays_below_its_root(text in "[a-zA-Z:./\\\\\u{0}~ é]{0,12}") {
+            if let Ok(path) = RelPath::from_wire(&text) {
+                let joined = std::path::Path::new("/root").join(path.as_str());
+                prop_assert!(joined.starts_with("/root"));
+                prop_assert!(joined.components().all(|c| !matches!(
+                    c,
+                    std::path::Component::ParentDir | std::path::Component::CurDir
+                )));
+                prop_assert_eq!(path.as_str().parse::<RelPath>().unwrap(), path);
+            }
+        }
+
+        #[test]
+        fn any_text_has_a_sanitized_name(text in any::<String>()) {
+            let name = CheckoutPath::sanitized(&text);
+            prop_assert_eq!(name.as_str().parse::<CheckoutPath>().unwrap(), name);
+        }
+    }
+}

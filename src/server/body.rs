@@ -1,0 +1,160 @@
+//! Request bodies: drained when nobody wants them, and read by blocking code.
+
+use std::{
+    io::{self, BufRead, Read},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::{Buf, Bytes};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::sync::mpsc;
+
+use super::App;
+
+/// How much is drained of a body that does not say its length, in bytes.
+const MAX_DRAINED_OF_ENDLESS: u64 = 64 << 20;
+
+/// How many pieces of a body wait for the disk. A piece is what one read of the socket gave, at
+/// most some 400 KiB: hyper's largest buffer.
+const PIECES_IN_FLIGHT: usize = 4;
+
+/// A body that, dropped before its end, is read to its end in the background.
+///
+/// A client that is still sending when the server answers and closes gets a reset, and may never
+/// see the answer. So every early answer of every route goes through here: answer, then drain.
+pub(super) struct Draining {
+    body: Option<Incoming>,
+    app: App,
+    /// The client waits for our word before it sends anything: if nothing was read, nothing will come.
+    waits: bool,
+}
+
+impl Draining {
+    pub fn new(body: Incoming, app: App, waits: bool) -> Self {
+        Self { body: Some(body), app, waits }
+    }
+}
+
+impl HttpBody for Draining {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.waits = false;
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take()
+            && !body.is_end_stream()
+            && !self.waits
+            && !self.app.end.is_cancelled()
+        {
+            let (end, idle) = (self.app.end.clone(), self.app.options.body_timeout);
+            self.app.exec.spawn(async move {
+                end.run_until_cancelled(drain(body, idle)).await;
+            });
+        }
+    }
+}
+
+async fn drain(mut body: Incoming, idle: Duration) {
+    let mut left = body.size_hint().exact().unwrap_or(MAX_DRAINED_OF_ENDLESS);
+    while left > 0 {
+        match tokio::time::timeout(idle, body.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Why a body could not be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    /// No byte came for too long.
+    #[error("no data came for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The connection broke, or what came is no HTTP.
+    #[error("the connection broke: {0}")]
+    Broken(axum::Error),
+}
+
+/// The next piece of a body; `None` at its end.
+pub(super) async fn next_piece(
+    body: &mut Body,
+    idle: Duration,
+) -> Result<Option<Bytes>, BodyError> {
+    loop {
+        match tokio::time::timeout(idle, body.frame()).await {
+            Err(_) => return Err(BodyError::Silent(idle)),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(error))) => return Err(BodyError::Broken(error)),
+            // Trailers carry nothing for us.
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// Sends pieces to a [`PieceReader`] on another thread.
+pub(super) type PieceSender = mpsc::Sender<Bytes>;
+
+/// A body as blocking code reads it. If the sender is dropped, it ends.
+pub(super) struct PieceReader {
+    pieces: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+pub(super) fn pieces() -> (PieceSender, PieceReader) {
+    let (sender, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
+    (sender, PieceReader { pieces, piece: Bytes::new() })
+}
+
+impl BufRead for PieceReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => break,
+            }
+        }
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.piece.advance(count);
+    }
+}
+
+impl Read for PieceReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buf)?;
+        self.consume(count);
+        Ok(count)
+    }
+}

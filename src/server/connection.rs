@@ -1,0 +1,195 @@
+//! One connection, from accept to close.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::{App, Options, Peer, body::Draining, unfold::Unfold};
+
+/// Serves requests until the client or the shutdown closes the connection, or it is silent too long.
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: Peer,
+    app: App,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    // Answers are small: without this they may wait for an acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let activity = Arc::new(Activity::default());
+    let service = {
+        let (app, activity) = (app.clone(), activity.clone());
+        service_fn(move |request: hyper::Request<Incoming>| {
+            let expects_continue = request.headers().contains_key(hyper::header::EXPECT);
+            let mut request: Request =
+                request.map(|body| Body::new(Draining::new(body, app.clone(), expects_continue)));
+            request.extensions_mut().insert(peer);
+            let answering = activity.answer();
+            let answer = router.clone().oneshot(request);
+            async move {
+                let _answering = answering;
+                Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {}))
+            }
+        })
+    };
+    let socket = Unfold::new(stream, activity.clone());
+    let connection = hyper::server::conn::http1::Builder::new()
+        .header_read_timeout(None) // ours knows busy from idle: see `Activity`
+        .serve_connection(TokioIo::new(socket), service);
+    tokio::pin!(connection);
+    let silence = activity.silence(&app.options);
+    tokio::pin!(silence);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            done = connection.as_mut() => {
+                if let Err(error) = done {
+                    tracing::debug!(peer = %peer.0, %error, "connection closed");
+                }
+                return;
+            }
+            () = silence.as_mut() => {
+                tracing::debug!(peer = %peer.0, "connection silent for too long");
+                return;
+            }
+            () = app.end.cancelled() => return,
+            () = shutdown.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// What a connection is doing, to tell the silent from the slow: a request that is being answered
+/// is never silent, however long that takes (its body has a time limit of its own).
+#[derive(Debug)]
+pub(super) struct Activity {
+    start: Instant,
+    /// Milliseconds from `start` to the last byte, or to the first byte of the current head.
+    since_ms: AtomicU64,
+    /// Bytes of a head have come, and its request is not being answered yet.
+    in_head: AtomicUsize,
+    answering: AtomicUsize,
+    answered: AtomicUsize,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            since_ms: AtomicU64::new(0),
+            in_head: AtomicUsize::new(0),
+            answering: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Activity {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A byte of a head has come. The time for a head counts from its first byte.
+    pub fn head_byte(&self) {
+        if self.in_head.swap(1, Relaxed) == 0 {
+            self.moved();
+        }
+    }
+
+    /// Bytes of a body or an answer went past.
+    pub fn moved(&self) {
+        self.since_ms.store(self.now_ms(), Relaxed);
+    }
+
+    /// A request is being answered until the guard is dropped.
+    fn answer(self: &Arc<Self>) -> Answering {
+        self.in_head.store(0, Relaxed);
+        self.answering.fetch_add(1, Relaxed);
+        Answering(self.clone())
+    }
+
+    /// How long this connection may still be silent; `None` while it is busy.
+    fn left(&self, options: &Options) -> Option<Duration> {
+        if self.answering.load(Relaxed) > 0 {
+            return None;
+        }
+        let fresh = self.answered.load(Relaxed) == 0;
+        let limit = if fresh || self.in_head.load(Relaxed) > 0 {
+            options.head_timeout
+        } else {
+            options.idle_timeout
+        };
+        let silent = self.now_ms().saturating_sub(self.since_ms.load(Relaxed));
+        Some(limit.saturating_sub(Duration::from_millis(silent)))
+    }
+
+    /// Waits until the connection has been silent for too long.
+    async fn silence(&self, options: &Options) {
+        loop {
+            match self.left(options) {
+                Some(Duration::ZERO) => return,
+                // It may become silent at any time, and is given the shorter limit at least.
+                left => {
+                    let shortest = options.head_timeout.min(options.idle_timeout);
+                    tokio::time::sleep(left.unwrap_or(shortest).min(shortest)).await;
+                }
+            }
+        }
+    }
+}
+
+struct Answering(Arc<Activity>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.moved();
+        self.0.answered.fetch_add(1, Relaxed);
+        self.0.answering.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tells_silent_from_slow() {
+        let options = Options::default();
+        let (head, idle) = (options.head_timeout, options.idle_timeout);
+        let second = Duration::from_secs(1);
+        let activity = Arc::new(Activity::default());
+        assert_eq!(activity.left(&options), Some(head));
+
+        // A head that drips in has the time of one head.
+        for _ in 0..10 {
+            activity.head_byte();
+            tokio::time::advance(second).await;
+        }
+        assert_eq!(activity.left(&options), Some(head - 10 * second));
+
+        let answering = activity.answer();
+        tokio::time::advance(1000 * second).await;
+        assert_eq!(activity.left(&options), None);
+        drop(answering);
+        assert_eq!(activity.left(&options), Some(idle));
+
+        activity.head_byte();
+        tokio::time::advance(head).await;
+        assert_eq!(activity.left(&options), Some(Duration::ZERO));
+        activity.silence(&options).await;
+    }
+}

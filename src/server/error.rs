@@ -1,0 +1,123 @@
+//! Errors as clients see them: a status and a JSON body that says what is wrong.
+
+use std::error::Error;
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::body::BodyError;
+use crate::{
+    disk::DiskError,
+    store::{CheckoutError, ReceiveError},
+    wire::Problem,
+};
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let code = self.status.as_u16();
+        (self.status, Json(Problem { code, message: self.message })).into_response()
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<DiskError> for ApiError {
+    fn from(error: DiskError) -> Self {
+        let message = chain(&error);
+        if error.is_full() {
+            tracing::error!("the storage is full: {message}");
+            Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!("the server's storage is full: {message}; free space there and try again"),
+            )
+        } else {
+            tracing::error!("the storage failed: {message}");
+            Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the server's storage failed: {message}"),
+            )
+        }
+    }
+}
+
+impl From<ReceiveError> for ApiError {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::Size { .. } | ReceiveError::Digest { .. } => Self::new(
+                StatusCode::EXPECTATION_FAILED,
+                format!("{error}; hash the file again and send it under its new name"),
+            ),
+            ReceiveError::Body { .. } => Self::bad_request(chain(&error)),
+            ReceiveError::Disk(error) => error.into(),
+        }
+    }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Silent(_) => Self::new(StatusCode::REQUEST_TIMEOUT, error.to_string()),
+            BodyError::Broken(_) => Self::bad_request(error.to_string()),
+        }
+    }
+}
+
+impl From<CheckoutError> for ApiError {
+    fn from(error: CheckoutError) -> Self {
+        match error {
+            CheckoutError::Missing(ref ids) => {
+                let some: Vec<_> = ids.iter().take(3).map(ToString::to_string).collect();
+                let dots = if ids.len() > some.len() { ", …" } else { "" };
+                Self::new(
+                    StatusCode::FAILED_DEPENDENCY,
+                    format!(
+                        "{error}: {}{dots}; ask for the requirements and send them",
+                        some.join(", ")
+                    ),
+                )
+            }
+            CheckoutError::Conflict { .. } | CheckoutError::SameName(_) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
+            CheckoutError::Disk(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The store over HTTP: the Shaman endpoints, `/healthz`, and connections that withstand real clients.
+
+mod body;
+mod connection;
+mod error;
+mod routes;
+mod unfold;
+mod upload;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::{exec::Exec, store::Store};
+
+pub use error::ApiError;
+
+/// When an upload of a blob that somebody else is sending is answered 425.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Defer {
+    /// If the client says it can defer; but not Flamenco's Blender add-on, which never sends the
+    /// file again after a 425.
+    #[default]
+    Auto,
+    /// If the client says it can defer, whoever it is.
+    Always,
+    /// Never: the client is held until the other upload has ended.
+    Never,
+}
+
+/// How the server behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// When 425 is answered.
+    pub defer: Defer,
+    /// How long a client is held while somebody else sends its blob; then it may send it itself.
+    pub hold: Duration,
+    /// How long `checkout/create` waits for blobs in flight.
+    pub create_wait: Duration,
+    /// How long a client may take for the head of a request.
+    pub head_timeout: Duration,
+    /// How long a connection may be idle between two requests. Clients hash between requests.
+    pub idle_timeout: Duration,
+    /// How long no byte of a body may come.
+    pub body_timeout: Duration,
+    /// How long requests may go on after the shutdown was asked for.
+    pub grace: Duration,
+    /// How many uploads are received at once; more wait.
+    pub max_uploads: usize,
+    /// The longest JSON body, in bytes.
+    pub max_json_bytes: u64,
+    /// The most files in one request.
+    pub max_files: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            defer: Defer::Auto,
+            hold: Duration::from_secs(30),
+            create_wait: Duration::from_secs(60),
+            head_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(600),
+            body_timeout: Duration::from_secs(60),
+            grace: Duration::from_secs(30),
+            max_uploads: 64,
+            max_json_bytes: 512 << 20,
+            max_files: 2_000_000,
+        }
+    }
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct State {
+    store: Arc<Store>,
+    options: Options,
+    exec: Exec,
+    uploads: Arc<Semaphore>,
+    /// The grace period is over: whatever still runs ends now.
+    end: CancellationToken,
+}
+
+type App = Arc<State>;
+
+/// Where a client is, for the log.
+#[derive(Debug, Clone, Copy)]
+struct Peer(IpAddr);
+
+/// Serves the store on these listeners until `shutdown`; then no connection is accepted any more,
+/// requests may finish within the grace period, and what is left is broken off. Every upload that
+/// was broken off has removed its temp file when this returns.
+///
+/// A second shutdown signal ends the grace period: cancel `now`.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    store: Arc<Store>,
+    options: Options,
+    shutdown: CancellationToken,
+    now: CancellationToken,
+) {
+    let exec = Exec::default();
+    let app: App = Arc::new(State {
+        store,
+        uploads: Arc::new(Semaphore::new(options.max_uploads)),
+        options,
+        exec: exec.clone(),
+        end: CancellationToken::new(),
+    });
+    let router = routes::router(app.clone());
+    for listener in listeners {
+        exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));
+    }
+    shutdown.cancelled().await;
+    tokio::select! {
+        () = exec.finish() => return,
+        () = now.cancelled() => {}
+        () = tokio::time::sleep(app.options.grace) => {
+            tracing::warn!("the grace period is over: unfinished requests are broken off");
+        }
+    }
+    app.end.cancel();
+    exec.finish().await;
+}
+
+async fn accept(listener: TcpListener, app: App, router: Router, shutdown: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let serve = connection::serve(
+                    stream,
+                    peer_of(peer),
+                    app.clone(),
+                    router.clone(),
+                    shutdown.clone(),
+                );
+                app.exec.spawn(serve);
+            }
+            Err(error) => {
+                // A connection reset before it was accepted, or too many open files: the latter
+                // would spin until one is closed.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+fn peer_of(address: SocketAddr) -> Peer {
+    Peer(address.ip().to_canonical())
+}

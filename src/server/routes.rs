@@ -1,0 +1,264 @@
+//! Which request goes where, and all endpoints but the upload.
+
+use std::{any::Any, time::Duration};
+
+use axum::{
+    Extension, Json, Router,
+    body::Body,
+    extract::{Path, Request, State},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::{ApiError, App, Peer, body::next_piece, upload::upload};
+use crate::{
+    domain::{BlobId, CheckoutPath, Manifest},
+    store::CheckoutError,
+    wire::{
+        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, RequirementsAnswer,
+        RequirementsRequest, StatusAnswer,
+    },
+};
+
+/// How much is reserved for a JSON body at once, whatever its head promises.
+const MAX_RESERVED_BYTES: u64 = 1 << 20;
+
+pub(super) fn router(app: App) -> Router {
+    let shaman = Router::new()
+        .route("/files/{sha}/{size}", get(status).post(upload))
+        .route("/files/{*rest}", any(no_blob))
+        .route("/checkout/requirements", post(requirements))
+        .route("/checkout/create", post(create));
+    Router::new()
+        .nest(wire::SHAMAN, shaman)
+        .route("/healthz", get(healthz))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(not_found)
+        .layer(CatchPanicLayer::custom(panicked))
+        .with_state(app)
+}
+
+/// The blob that a path names.
+pub(super) fn blob_id(sha: &str, size: &str) -> Result<BlobId, ApiError> {
+    let digest = sha.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
+    let digits = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
+    match size.parse() {
+        Ok(size_bytes) if digits && size_bytes <= i64::MAX as u64 => {
+            Ok(BlobId { digest, size_bytes })
+        }
+        _ => Err(ApiError::bad_request(format!(
+            "not a size in bytes (a whole number from 0 on): {:?}",
+            size.chars().take(40).collect::<String>()
+        ))),
+    }
+}
+
+async fn healthz() -> Json<serde_json::Value> {
+    Json(serde_json::json!({ "status": "ok" }))
+}
+
+async fn status(
+    State(app): State<App>,
+    Path((sha, size)): Path<(String, String)>,
+) -> Result<Json<StatusAnswer>, ApiError> {
+    let id = blob_id(&sha, &size)?;
+    let store = app.store.clone();
+    let status = app.exec.blocking(move || store.status(&id)).await?;
+    Ok(Json(StatusAnswer { status }))
+}
+
+async fn requirements(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let body = read_json(&app, &headers, body).await?;
+    let (store, max_files) = (app.store.clone(), app.options.max_files);
+    app.exec
+        .compute(move || {
+            let RequirementsRequest { files } = parse(&body)?;
+            let ids = check_files(&files, max_files)?
+                .into_iter()
+                .map(|entry| entry.blob)
+                .collect::<Vec<_>>();
+            let needed = store.requirements(&ids)?;
+            let files = needed
+                .into_iter()
+                .map(|(index, status)| {
+                    let FileSpec { sha, size, path } = files[index].clone();
+                    FileStatus { sha, size, path, status }
+                })
+                .collect();
+            Ok(Json(RequirementsAnswer { files }).into_response())
+        })
+        .await
+}
+
+async fn create(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<CheckoutAnswer>, ApiError> {
+    let start = Instant::now();
+    let body = read_json(&app, &headers, body).await?;
+    let max_files = app.options.max_files;
+    let (wish, manifest) = app
+        .exec
+        .compute(move || {
+            let CheckoutRequest { checkout_path, files } = parse(&body)?;
+            let wish: CheckoutPath = checkout_path
+                .parse()
+                .map_err(|error| ApiError::bad_request(format!("checkoutPath: {error}")))?;
+            let manifest = Manifest::new(check_files(&files, max_files)?)
+                .map_err(|error| ApiError::bad_request(format!("files: {error}")))?;
+            Ok::<_, ApiError>((wish, manifest))
+        })
+        .await?;
+
+    let deadline = start + app.options.create_wait;
+    let (files, bytes) = (manifest.len(), manifest.total_bytes());
+    let manifest = std::sync::Arc::new(manifest);
+    let made = loop {
+        let (store, wish, manifest) = (app.store.clone(), wish.clone(), manifest.clone());
+        let made = app.exec.compute(move || store.checkout(&wish, &manifest)).await;
+        let Err(CheckoutError::Missing(missing)) = &made else { break made };
+        // Clients that cannot defer may ask while somebody else is still sending their blobs.
+        let flights = app.store.flights(missing);
+        if flights.is_empty() || Instant::now() >= deadline {
+            break made;
+        }
+        for flight in flights {
+            let _ = tokio::time::timeout_at(deadline, flight.ended()).await;
+        }
+    };
+    let elapsed_ms = start.elapsed().as_millis();
+    match made {
+        Ok(used) => {
+            tracing::info!(
+                target: "farmhand::access",
+                client = %peer.0, checkout = %used, files, bytes, elapsed_ms, "checkout"
+            );
+            Ok(Json(CheckoutAnswer { checkout_path: used.as_str().to_owned() }))
+        }
+        Err(error) => {
+            let error = ApiError::from(error);
+            tracing::info!(
+                target: "farmhand::access",
+                client = %peer.0, checkout = %wish, files, bytes, elapsed_ms,
+                status = error.status().as_u16(), reason = error.message(), "checkout failed"
+            );
+            Err(error)
+        }
+    }
+}
+
+/// The whole body of a request that must be JSON.
+async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Vec<u8>, ApiError> {
+    // Browsers send other types across origins without asking: this also keeps web pages out.
+    let kind = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()).unwrap_or_default();
+    let kind = kind.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    if !kind.eq_ignore_ascii_case(b"application/json") {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send this request with Content-Type: application/json",
+        ));
+    }
+    let limit = app.options.max_json_bytes;
+    let too_large = || {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the request is longer than the {limit} bytes this server accepts"),
+        )
+    };
+    let promised = hyper::body::Body::size_hint(&body).exact().unwrap_or(0);
+    if promised > limit {
+        return Err(too_large());
+    }
+    let mut read = Vec::with_capacity(promised.min(MAX_RESERVED_BYTES) as usize);
+    while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
+        if (read.len() + piece.len()) as u64 > limit {
+            return Err(too_large());
+        }
+        read.extend_from_slice(&piece);
+    }
+    Ok(read)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(format!("the request is not as expected: {error}")))
+}
+
+fn check_files(files: &[FileSpec], max: usize) -> Result<Vec<crate::domain::Entry>, ApiError> {
+    if files.len() > max {
+        return Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "{} files are more than the {max} this server accepts in one request",
+                files.len()
+            ),
+        ));
+    }
+    files
+        .iter()
+        .enumerate()
+        .map(|(index, file)| {
+            let entry =
+                file.to_entry(index).map_err(|error| ApiError::bad_request(error.to_string()))?;
+            if entry.blob.size_bytes > i64::MAX as u64 {
+                return Err(ApiError::bad_request(format!(
+                    "files[{index}]: size {} is too large",
+                    file.size
+                )));
+            }
+            Ok(entry)
+        })
+        .collect()
+}
+
+async fn no_blob(uri: Uri) -> ApiError {
+    ApiError::bad_request(format!(
+        "{} names no blob: expected {}/files/{{sha256}}/{{size}}",
+        shown(&uri),
+        wire::SHAMAN
+    ))
+}
+
+async fn not_found(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {} here", shown(&uri)))
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{} does not take {}", shown(request.uri()), request.method()),
+    )
+}
+
+fn shown(uri: &Uri) -> String {
+    uri.path().chars().take(200).collect()
+}
+
+fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
+    let message = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("unknown");
+    tracing::error!(message, "BUG: a request panicked");
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "this is a bug in the server; its log says more",
+    )
+    .into_response()
+}
+
+/// Rounded for people.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,139 @@
+//! What is stored, what is needed, and the right to receive a blob.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rayon::prelude::*;
+
+use super::{Flight, Store};
+use crate::{
+    disk::{DiskError, IoContext, touch},
+    domain::{BlobId, BlobStatus},
+};
+
+/// A blob's modification time says when it was last needed. It is not written again within this
+/// time: garbage collection counts in days.
+const TOUCHED_RECENTLY: Duration = Duration::from_secs(3600);
+
+/// What to do with an upload.
+#[derive(Debug)]
+pub enum Begin {
+    /// Nothing: the blob is stored.
+    Stored,
+    /// Somebody else is sending it.
+    Busy(Flight),
+    /// Receive it.
+    Receive(Ticket),
+}
+
+/// The right to receive one blob. Dropped, it hands the right over to whoever waits for it.
+#[derive(Debug)]
+pub struct Ticket {
+    pub(super) store: Arc<Store>,
+    pub(super) id: BlobId,
+    pub(super) stored: bool,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.store.inflight.release(&self.id, self.stored);
+    }
+}
+
+impl Store {
+    /// Whether a blob is stored whole: a file of another length than its name says does not count.
+    pub(super) fn is_stored(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
+        let (_, path) = self.layout.blob(id);
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_file() && found.len() == id.size_bytes => Ok(Some(found)),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).on("look at", &path),
+        }
+    }
+
+    /// What is known of a blob.
+    ///
+    /// # Errors
+    /// If the file system cannot say: that is no "unknown".
+    pub fn status(&self, id: &BlobId) -> Result<BlobStatus, DiskError> {
+        // Asked in this order, a blob that is published in between is seen as stored.
+        let in_flight = self.inflight.get(id).is_some();
+        Ok(match self.is_stored(id)? {
+            Some(_) => BlobStatus::Stored,
+            None if in_flight => BlobStatus::Uploading,
+            None => BlobStatus::Unknown,
+        })
+    }
+
+    /// Which of these blobs must still be sent: each once, by its first place in the list. Those
+    /// that are stored count as needed now.
+    ///
+    /// # Errors
+    /// If the file system cannot say, or a stored blob cannot be touched.
+    pub fn requirements(&self, ids: &[BlobId]) -> Result<Vec<(usize, BlobStatus)>, DiskError> {
+        let mut seen = HashSet::with_capacity(ids.len());
+        let distinct: Vec<usize> = (0..ids.len()).filter(|&i| seen.insert(ids[i])).collect();
+        let now = SystemTime::now();
+        let found: Vec<_> = distinct
+            .into_par_iter()
+            .map(|i| {
+                let in_flight = self.inflight.get(&ids[i]).is_some();
+                Ok(if self.mark_needed(&ids[i], now)? {
+                    None
+                } else if in_flight {
+                    Some((i, BlobStatus::Uploading))
+                } else {
+                    Some((i, BlobStatus::Unknown))
+                })
+            })
+            .collect::<Result<_, DiskError>>()?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Notes that a blob is needed now, and says whether it is stored.
+    pub(super) fn mark_needed(&self, id: &BlobId, now: SystemTime) -> Result<bool, DiskError> {
+        let Some(found) = self.is_stored(id)? else { return Ok(false) };
+        let recent = found
+            .modified()
+            .is_ok_and(|at| now.duration_since(at).unwrap_or_default() < TOUCHED_RECENTLY);
+        if !recent {
+            touch(&self.layout.blob(id).1)?;
+        }
+        Ok(true)
+    }
+
+    /// Starts an upload.
+    ///
+    /// # Errors
+    /// If the file system cannot say whether the blob is stored.
+    pub fn begin(self: &Arc<Self>, id: BlobId) -> Result<Begin, DiskError> {
+        if self.mark_needed(&id, SystemTime::now())? {
+            return Ok(Begin::Stored);
+        }
+        if let Err(flight) = self.inflight.claim(id) {
+            return Ok(Begin::Busy(flight));
+        }
+        let ticket = Ticket { store: self.clone(), id, stored: false };
+        // Whoever had the claim before may have stored it since the first look.
+        Ok(match self.is_stored(&id)? {
+            Some(_) => Begin::Stored,
+            None => Begin::Receive(ticket),
+        })
+    }
+
+    /// The right to receive a blob beside somebody else who is sending it, too slowly to wait for.
+    pub fn join(self: &Arc<Self>, id: BlobId) -> Ticket {
+        self.inflight.join(id);
+        Ticket { store: self.clone(), id, stored: false }
+    }
+
+    /// The uploads in progress of any of these blobs.
+    pub fn flights<'a>(&self, ids: impl IntoIterator<Item = &'a BlobId>) -> Vec<Flight> {
+        ids.into_iter().filter_map(|id| self.inflight.get(id)).collect()
+    }
+}

@@ -1,0 +1,246 @@
+//! Checkouts: built aside, renamed in, never half visible.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use rayon::prelude::*;
+
+use super::{Store, layout::Layout};
+use crate::{
+    disk::{DiskError, IoContext, rename_new, symlink, sync_dir},
+    domain::{BlobId, CheckoutPath, Manifest},
+};
+
+/// How often a taken name gets another suffix. With 36⁴ of them, failing this often means that
+/// something else is wrong.
+const NAME_TRIES: usize = 50;
+
+/// Why there is no checkout. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckoutError {
+    /// These blobs are not stored.
+    #[error("{} of the files are not stored", .0.len())]
+    Missing(Vec<BlobId>),
+    /// The name stands in the way of something else.
+    #[error("cannot create the checkout {path:?}: {reason}")]
+    Conflict {
+        /// The name wished for.
+        path: CheckoutPath,
+        /// What is in the way.
+        reason: String,
+    },
+    /// Two names that this file system holds to be one.
+    #[error(
+        "{0:?} is also the name of another file here: the file system does not tell them apart"
+    )]
+    SameName(String),
+    /// The file system refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl Store {
+    /// Makes a directory of links to the blobs. If the name is taken, another one is made from it.
+    /// Returns the name used.
+    ///
+    /// # Errors
+    /// If blobs are missing, the name is impossible, or the file system refuses.
+    pub fn checkout(
+        &self,
+        wish: &CheckoutPath,
+        manifest: &Manifest,
+    ) -> Result<CheckoutPath, CheckoutError> {
+        if Layout::is_reserved(wish) {
+            let reason = "farmhand builds checkouts there".into();
+            return Err(CheckoutError::Conflict { path: wish.clone(), reason });
+        }
+        self.require_all(manifest)?;
+        let mut parents = Parents::default();
+        let staging = Staging::create(&self.layout.building())?;
+        fill(&staging.0, wish, manifest)?;
+        self.make_parents(wish, &mut parents)?;
+        let used = self.name(wish, &staging)?;
+        parents.keep();
+        Ok(used)
+    }
+
+    fn require_all(&self, manifest: &Manifest) -> Result<(), CheckoutError> {
+        let mut ids: Vec<BlobId> = manifest.entries().iter().map(|entry| entry.blob).collect();
+        ids.par_sort_unstable();
+        ids.dedup();
+        let now = SystemTime::now();
+        let missing: Vec<BlobId> = ids
+            .into_par_iter()
+            .map(|id| Ok((!self.mark_needed(&id, now)?).then_some(id)))
+            .collect::<Result<Vec<_>, DiskError>>()?
+            .into_iter()
+            .flatten()
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(CheckoutError::Missing(missing)) }
+    }
+
+    /// Makes the directories above a checkout. Each is a real directory and no checkout itself: a
+    /// checkout must not grow into another job's.
+    fn make_parents(&self, wish: &CheckoutPath, made: &mut Parents) -> Result<(), CheckoutError> {
+        let conflict = |reason| CheckoutError::Conflict { path: wish.clone(), reason };
+        let mut dir = self.layout.jobs();
+        let mut parts = wish.as_rel().parts();
+        parts.next_back();
+        for part in parts {
+            let above = dir.clone();
+            dir.push(part);
+            match fs::symlink_metadata(&dir) {
+                Ok(found) if !found.is_dir() => {
+                    return Err(conflict(format!("{part:?} is not a directory")));
+                }
+                Ok(_) if holds_files(&dir)? => {
+                    return Err(conflict(format!("{part:?} is itself a checkout")));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    match fs::create_dir(&dir) {
+                        Ok(()) => made.0.push(dir.clone()),
+                        // Another checkout in the same directory was faster.
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                        Err(error) => return Err(error).on("create", &dir)?,
+                    }
+                    sync_dir(&above)?;
+                }
+                Err(error) => return Err(error).on("look at", &dir)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a finished checkout to its name, or to a free one made from it.
+    fn name(&self, wish: &CheckoutPath, staging: &Staging) -> Result<CheckoutPath, CheckoutError> {
+        let mut name = wish.clone();
+        for _ in 0..NAME_TRIES {
+            let target = self.layout.checkout(&name);
+            match rename_new(&staging.0, &target) {
+                Ok(()) => {
+                    sync_dir(target.parent().expect("BUG: a checkout is below jobs/"))?;
+                    return Ok(name);
+                }
+                Err(error) if is_taken(&error) => {
+                    let suffixed = format!("{wish}-{}", suffix());
+                    name = suffixed.parse().map_err(|_| CheckoutError::Conflict {
+                        path: wish.clone(),
+                        reason: "it exists, and the name is too long for a suffix".into(),
+                    })?;
+                }
+                Err(error) => return Err(error).on("rename a checkout to", &target)?,
+            }
+        }
+        let reason = format!("it exists, and so do {NAME_TRIES} names made from it");
+        Err(CheckoutError::Conflict { path: wish.clone(), reason })
+    }
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+    matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | NotADirectory)
+}
+
+/// Four of `[a-z0-9]`, as Shaman's own suffixes.
+fn suffix() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric).map(|c| c.to_ascii_lowercase()).take(4).collect()
+}
+
+/// Whether a directory has anything but directories in it, as checkouts have.
+fn holds_files(dir: &Path) -> Result<bool, DiskError> {
+    for entry in fs::read_dir(dir).on("list", dir)? {
+        let entry = entry.on("list", dir)?;
+        if !entry.file_type().on("look at", &entry.path())?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Makes all directories and links, and makes them durable.
+fn fill(dir: &Path, name: &CheckoutPath, manifest: &Manifest) -> Result<(), CheckoutError> {
+    let mut dirs = BTreeSet::new();
+    for entry in manifest.entries() {
+        let path = entry.path.as_str();
+        // Neighbours share most of their directories: stop at the first that is known.
+        for (end, _) in path.rmatch_indices('/') {
+            if !dirs.insert(&path[..end]) {
+                break;
+            }
+        }
+    }
+    // A directory sorts before what is in it.
+    for path in &dirs {
+        let path = dir.join(path);
+        fs::create_dir(&path).on("create", &path).map_err(same_name)?;
+    }
+    manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
+        let target = Layout::link_target(name, &entry.path, &entry.blob);
+        symlink(&target, &dir.join(entry.path.as_str())).map_err(same_name)
+    })?;
+    dirs.par_iter().try_for_each(|path| sync_dir(&dir.join(path)))?;
+    Ok(sync_dir(dir)?)
+}
+
+/// In a fresh directory with names that differ, "exists" can only mean this.
+fn same_name(error: DiskError) -> CheckoutError {
+    if error.source.kind() == io::ErrorKind::AlreadyExists {
+        let name = error.path.file_name().unwrap_or_default();
+        CheckoutError::SameName(name.to_string_lossy().into_owned())
+    } else {
+        error.into()
+    }
+}
+
+/// A checkout without a name. Dropped before it has one, it is removed.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn create(building: &Path) -> Result<Self, DiskError> {
+        let dir = building.join(format!("{}-{}", std::process::id(), fastrand::u64(..)));
+        fs::create_dir(&dir).on("create", &dir)?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Fails harmlessly when the checkout has moved to its name. What is left otherwise is
+        // removed at the next start.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Directories made above a checkout that does not exist yet. Dropped before it does, they are removed.
+#[derive(Default)]
+struct Parents(Vec<PathBuf>);
+
+impl Parents {
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        for dir in self.0.iter().rev() {
+            // Not if another checkout moved in meanwhile.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Removes what a killed process was building.
+pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
+    let dir = layout.building();
+    for entry in fs::read_dir(&dir).on("list", &dir)? {
+        let path = entry.on("list", &dir)?.path();
+        fs::remove_dir_all(&path).on("remove the unfinished", &path)?;
+    }
+    Ok(())
+}

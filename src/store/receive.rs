@@ -1,0 +1,120 @@
+//! An upload becomes a stored blob: received beside the store, verified, synced, renamed in.
+
+use std::{
+    fs,
+    io::{self, BufRead},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Ticket, layout::Layout};
+use crate::{
+    disk::{DiskError, IoContext, TempFile, sync_dir},
+    domain::Digest,
+};
+
+/// Why a body did not become a blob. Nothing of it is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// More or fewer bytes than the name says.
+    #[error("the content has {} bytes, not {expected_bytes}", if *more { "more".into() } else { received_bytes.to_string() })]
+    Size {
+        /// The size in the blob's name.
+        expected_bytes: u64,
+        /// How many bytes came before reading stopped.
+        received_bytes: u64,
+        /// Whether there were more.
+        more: bool,
+    },
+    /// Other content than the name says.
+    #[error("the content has the digest {actual}, not {expected}")]
+    Digest {
+        /// The digest in the blob's name.
+        expected: Digest,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// The sender stopped.
+    #[error("the body broke off after {received_bytes} bytes")]
+    Body {
+        /// How many bytes came.
+        received_bytes: u64,
+        /// What the connection said.
+        source: io::Error,
+    },
+    /// The store's file system refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl Ticket {
+    /// Reads the body to its end, and stores it if it is what the blob's name says. When this
+    /// returns `Ok`, the blob is on the disk, and would be after a power cut.
+    ///
+    /// # Errors
+    /// If the body is something else, breaks off, or the file system refuses. The store is as before.
+    pub fn receive(mut self, body: &mut dyn BufRead) -> Result<(), ReceiveError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let layout = &self.store.layout;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}{}", std::process::id(), Layout::TEMP_SUFFIX);
+        let mut temp = TempFile::create(layout.uploading().join(name))?;
+
+        let expected_bytes = self.id.size_bytes;
+        let mut received_bytes = 0;
+        let mut hasher = Sha256::new();
+        loop {
+            let data = match body.fill_buf() {
+                Ok(data) => data,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ReceiveError::Body { received_bytes, source }),
+            };
+            let count = data.len();
+            if count == 0 {
+                break;
+            }
+            received_bytes += count as u64;
+            if received_bytes > expected_bytes {
+                return Err(ReceiveError::Size { expected_bytes, received_bytes, more: true });
+            }
+            hasher.update(data);
+            temp.write(data)?;
+            body.consume(count);
+        }
+        if received_bytes < expected_bytes {
+            return Err(ReceiveError::Size { expected_bytes, received_bytes, more: false });
+        }
+        let actual = Digest::from_bytes(hasher.finalize().into());
+        let expected = self.id.digest;
+        if actual != expected {
+            return Err(ReceiveError::Digest { expected, actual });
+        }
+
+        let (dir, file) = layout.blob(&self.id);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).on("create", &dir)?;
+            }
+            _ => {}
+        }
+        temp.publish(&file)?;
+        sync_dir(&dir)?;
+        // Also when the directory was there: whoever made it may not have come this far.
+        sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
+        self.stored = true;
+        Ok(())
+    }
+}
+
+/// Removes what a killed process was receiving. Other servers' files are left alone.
+pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
+    let dir = layout.uploading();
+    for entry in fs::read_dir(&dir).on("list", &dir)? {
+        let entry = entry.on("list", &dir)?;
+        if entry.file_name().to_str().is_some_and(|name| name.ends_with(Layout::TEMP_SUFFIX)) {
+            fs::remove_file(entry.path()).on("remove the unfinished", &entry.path())?;
+        }
+    }
+    Ok(())
+}

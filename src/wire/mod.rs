@@ -1,0 +1,46 @@
+//! The Shaman v3 wire: bodies, headers and paths, shared by server and client.
+//!
+//! Source: the OpenAPI document of Flamenco 3.9 and its clients, observed over HTTP.
+
+mod bodies;
+mod filename;
+
+pub use bodies::{
+    BadFile, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
+    RequirementsRequest, StatusAnswer,
+};
+pub use filename::{decode_filename, encode_filename};
+
+/// The path all Shaman endpoints share, without a slash at its end.
+pub const SHAMAN: &str = "/api/v3/shaman";
+
+/// `True`/`true`: the client goes on with other files if somebody else is sending this one.
+pub const CAN_DEFER: &str = "x-shaman-can-defer-upload";
+
+/// The file's name on the client, as an RFC 2047 encoded word; for people who read logs.
+pub const ORIGINAL_FILENAME: &str = "x-shaman-original-filename";
+
+/// Whether a value of [`CAN_DEFER`] says yes. Seen: Python's `True` and `False`.
+pub fn means_true(value: &[u8]) -> bool {
+    value.eq_ignore_ascii_case(b"true") || value == b"1"
+}
+
+/// Whether this `User-Agent` is Flamenco's Blender add-on (`Flamenco/3.9-beta1 (Blender add-on)`),
+/// which gives up for good when it is answered 425.
+pub fn is_blender_addon(user_agent: &[u8]) -> bool {
+    user_agent.starts_with(b"Flamenco/") && user_agent.ends_with(b"(Blender add-on)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_the_addon_and_pythons_booleans() {
+        assert!(is_blender_addon(b"Flamenco/3.9-beta1 (Blender add-on)"));
+        assert!(!is_blender_addon(b"Flamenco/3.9 (worker)"));
+        assert!(!is_blender_addon(b"curl/8"));
+        assert!(means_true(b"True") && means_true(b"true"));
+        assert!(!means_true(b"False") && !means_true(b""));
+    }
+}
