@@ -11,4 +11,5 @@ pub use error::{DiskError, IoContext};
 pub use link::{rename_new, symlink};
 pub use lock::{Lock, LockError};
 pub use publish::{TempFile, sync_dir};
+pub(crate) use stat::unix_ns;
 pub use stat::{Fingerprint, touch};

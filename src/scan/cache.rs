@@ -1,0 +1,361 @@
+//! What is known of files from earlier scans: SQLite, shared by all processes of the user.
+//!
+//! Derived data. Whatever is wrong with it costs time, never a job: a corrupt cache is set aside
+//! and begun anew, one that cannot be used is done without, and both are warned about once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+
+use super::walk::Found;
+use crate::{
+    disk::{Fingerprint, unix_ns},
+    domain::{Digest, RelPath},
+};
+
+/// In the name of the file: another layout gets another file, and versions do not quarrel.
+const FILE_NAME: &str = "hashes-1.sqlite";
+
+/// How long another process may hold the lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS roots (
+        id INTEGER PRIMARY KEY,
+        path BLOB NOT NULL UNIQUE
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS files (
+        root INTEGER NOT NULL,
+        path TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        ctime_ns INTEGER NOT NULL,
+        inode INTEGER NOT NULL,
+        device INTEGER NOT NULL,
+        hashed_at_ns INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        PRIMARY KEY (root, path)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// What was found out about a file, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CacheRow {
+    pub fingerprint: Fingerprint,
+    /// The time just before the first byte was read, in nanoseconds since 1970.
+    pub hashed_at_ns: i64,
+    pub digest: Digest,
+}
+
+/// The hash cache, or the lack of one.
+#[derive(Debug)]
+pub struct HashCache {
+    open: Option<(Connection, PathBuf)>,
+}
+
+impl HashCache {
+    /// Opens the cache in this directory, making it if needed; `None` means that there is none.
+    pub fn open(dir: Option<&Path>) -> Self {
+        let Some(dir) = dir else { return Self { open: None } };
+        let path = dir.join(FILE_NAME);
+        let connection =
+            fs::create_dir_all(dir).map_err(|error| error.to_string()).and_then(|()| {
+                match connect(&path) {
+                    Err(error) if is_corrupt(&error) => {
+                        set_aside(&path);
+                        connect(&path)
+                    }
+                    result => result,
+                }
+                .map_err(|error| error.to_string())
+            });
+        match connection {
+            Ok(connection) => Self { open: Some((connection, path)) },
+            Err(error) => {
+                warn_unusable(&path, &error);
+                Self { open: None }
+            }
+        }
+    }
+
+    /// All that is known of files below this root, by their paths.
+    pub(super) fn load(&mut self, root: &Path) -> HashMap<String, CacheRow> {
+        self.with(|connection| load(connection, root)).unwrap_or_default()
+    }
+
+    /// Notes what was found out.
+    pub(super) fn save(&mut self, root: &Path, rows: &[(RelPath, CacheRow)]) {
+        if !rows.is_empty() {
+            self.with(|connection| save(connection, root, rows));
+        }
+    }
+
+    /// Removes what is known of files that are no longer there.
+    pub(super) fn forget(
+        &mut self,
+        root: &Path,
+        known: &HashMap<String, CacheRow>,
+        there: &[Found],
+    ) {
+        if known.is_empty() {
+            return;
+        }
+        let there: HashSet<&str> = there.iter().map(|found| found.path.as_str()).collect();
+        let gone: Vec<&str> =
+            known.keys().map(String::as_str).filter(|path| !there.contains(path)).collect();
+        if !gone.is_empty() {
+            self.with(|connection| forget(connection, root, &gone));
+        }
+    }
+
+    /// Does something with the cache. If it turns out to be corrupt, begins it anew and tries once
+    /// more; if anything else is wrong, goes on without it.
+    fn with<T>(&mut self, action: impl Fn(&mut Connection) -> rusqlite::Result<T>) -> Option<T> {
+        let (connection, path) = self.open.as_mut()?;
+        let error = match action(connection) {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let path = path.clone();
+        self.open = None;
+        if is_corrupt(&error) {
+            set_aside(&path);
+            let again = connect(&path).and_then(|mut connection| {
+                let value = action(&mut connection)?;
+                Ok((connection, value))
+            });
+            match again {
+                Ok((connection, value)) => {
+                    self.open = Some((connection, path));
+                    return Some(value);
+                }
+                Err(error) => warn_unusable(&path, &error.to_string()),
+            }
+        } else {
+            warn_unusable(&path, &error.to_string());
+        }
+        None
+    }
+}
+
+fn warn_unusable(path: &Path, error: &str) {
+    tracing::warn!(
+        "the hash cache {} cannot be used ({error}): files are hashed again; make room there, or choose another place with --cache",
+        path.display()
+    );
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.execute_batch(SCHEMA)?;
+    Ok(connection)
+}
+
+fn is_corrupt(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(cause, _) => {
+            matches!(cause.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        }
+        // A table of that name with other columns or types in it.
+        rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..) => {
+            true
+        }
+        rusqlite::Error::SqlInputError { .. } => true,
+        _ => false,
+    }
+}
+
+/// Renames a corrupt cache, so that somebody may look at it, and out of the way.
+fn set_aside(path: &Path) {
+    let aside =
+        path.with_extension(format!("corrupt-{}", unix_ns(SystemTime::now()) / 1_000_000_000));
+    tracing::warn!(
+        "the hash cache {} is corrupt: it is begun anew, and the old one kept as {}",
+        path.display(),
+        aside.display()
+    );
+    if fs::rename(path, &aside).is_err() {
+        let _ = fs::remove_file(path);
+    }
+    for companion in ["-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(companion);
+        let _ = fs::remove_file(name);
+    }
+}
+
+/// Roots need not be UTF-8.
+fn root_key(root: &Path) -> &[u8] {
+    root.as_os_str().as_encoded_bytes()
+}
+
+fn root_id(connection: &Connection, root: &Path) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT id FROM roots WHERE path = ?1")?
+        .query_row([root_key(root)], |row| row.get(0))
+        .optional()
+}
+
+fn load(connection: &mut Connection, root: &Path) -> rusqlite::Result<HashMap<String, CacheRow>> {
+    let Some(id) = root_id(connection, root)? else { return Ok(HashMap::new()) };
+    let mut query = connection.prepare_cached(
+        "SELECT path, size_bytes, mtime_ns, ctime_ns, inode, device, hashed_at_ns, digest
+         FROM files WHERE root = ?1",
+    )?;
+    let rows = query.query_map([id], |row| {
+        let fingerprint = Fingerprint {
+            size_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
+            mtime_ns: row.get(2)?,
+            ctime_ns: row.get(3)?,
+            inode: row.get::<_, i64>(4)?.cast_unsigned(),
+            device: row.get::<_, i64>(5)?.cast_unsigned(),
+        };
+        let digest = Digest::from_bytes(row.get(7)?);
+        Ok((row.get(0)?, CacheRow { fingerprint, hashed_at_ns: row.get(6)?, digest }))
+    })?;
+    rows.collect()
+}
+
+fn save(
+    connection: &mut Connection,
+    root: &Path,
+    rows: &[(RelPath, CacheRow)],
+) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        transaction
+            .prepare_cached("INSERT INTO roots (path) VALUES (?1) ON CONFLICT DO NOTHING")?
+            .execute([root_key(root)])?;
+        let id = root_id(&transaction, root)?;
+        let mut insert = transaction.prepare_cached(
+            "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?;
+        for (path, row) in rows {
+            let seen = &row.fingerprint;
+            insert.execute(params![
+                id,
+                path.as_str(),
+                seen.size_bytes.cast_signed(),
+                seen.mtime_ns,
+                seen.ctime_ns,
+                seen.inode.cast_signed(),
+                seen.device.cast_signed(),
+                row.hashed_at_ns,
+                row.digest.as_bytes(),
+            ])?;
+        }
+    }
+    transaction.commit()
+}
+
+fn forget(connection: &mut Connection, root: &Path, gone: &[&str]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if let Some(id) = root_id(&transaction, root)? {
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM files WHERE root = ?1 AND path = ?2")?;
+        for path in gone {
+            delete.execute(params![id, path])?;
+        }
+    }
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(number: u8) -> CacheRow {
+        let fingerprint = Fingerprint {
+            size_bytes: u64::from(number),
+            mtime_ns: -1,
+            ctime_ns: i64::MAX,
+            inode: u64::MAX,
+            device: 3,
+        };
+        CacheRow { fingerprint, hashed_at_ns: 7, digest: Digest::from_bytes([number; 32]) }
+    }
+
+    fn path(text: &str) -> RelPath {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn remembers_by_root_and_across_processes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (Path::new("/a"), Path::new("/b"));
+        let mut one = HashCache::open(Some(dir.path()));
+        let mut other = HashCache::open(Some(dir.path()));
+        one.save(a, &[(path("x"), row(1)), (path("звук"), row(2))]);
+        other.save(b, &[(path("x"), row(3))]);
+        one.save(a, &[(path("x"), row(4))]);
+        let known = other.load(a);
+        assert_eq!(known.len(), 2);
+        assert_eq!((known["x"], known["звук"]), (row(4), row(2)));
+        assert_eq!(one.load(b)["x"], row(3));
+
+        let there = Found { path: path("x"), fingerprint: row(4).fingerprint };
+        one.forget(a, &known, &[there]);
+        assert_eq!(other.load(a).len(), 1);
+        assert_eq!(other.load(b).len(), 1);
+    }
+
+    #[test]
+    fn a_corrupt_cache_is_set_aside_and_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        let root = Path::new("/r");
+        for damage in [
+            &b"this is no database, and long enough to be sure of it........................................................."[..],
+            b"SQLite format 3\0 and then nothing of the kind",
+        ] {
+            fs::write(&file, damage).unwrap();
+            let mut cache = HashCache::open(Some(dir.path()));
+            assert!(cache.load(root).is_empty());
+            cache.save(root, &[(path("x"), row(1))]);
+            assert_eq!(cache.load(root)["x"], row(1));
+            drop(cache);
+            assert_eq!(HashCache::open(Some(dir.path())).load(root)["x"], row(1));
+        }
+        let aside = fs::read_dir(dir.path()).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().contains("corrupt")
+        });
+        assert!(aside.count() >= 1);
+    }
+
+    #[test]
+    fn damage_found_later_is_healed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Path::new("/r");
+        let mut cache = HashCache::open(Some(dir.path()));
+        let rows: Vec<_> = (0..2000).map(|i| (path(&format!("a/long/name/{i}")), row(1))).collect();
+        cache.save(root, &rows);
+        drop(cache);
+        // Everything but the first page, which has the schema.
+        let file = dir.path().join(FILE_NAME);
+        let mut content = fs::read(&file).unwrap();
+        content[4096..].fill(0xa5);
+        fs::write(&file, content).unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        assert!(cache.load(root).is_empty());
+        cache.save(root, &rows);
+        assert_eq!(cache.load(root).len(), 2000);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_is_done_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let mut cache = HashCache::open(Some(&file.join("below")));
+        cache.save(Path::new("/r"), &[(path("x"), row(1))]);
+        assert!(cache.load(Path::new("/r")).is_empty());
+    }
+}
