@@ -4,6 +4,8 @@
 //! stored blobs created. This crate is both sides: the agent and the [`store`] with its
 //! [`server`]. `docs/DESIGN.md` is the map.
 
+pub mod agent;
+pub mod client;
 pub mod disk;
 pub mod domain;
 pub mod exec;

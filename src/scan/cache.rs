@@ -145,7 +145,7 @@ impl HashCache {
 
 fn warn_unusable(path: &Path, error: &str) {
     tracing::warn!(
-        "the hash cache {} cannot be used ({error}): files are hashed again; make room there, or choose another place with --cache",
+        "the hash cache {} cannot be used ({error}): files are hashed again; make room there, or choose another place with --cache-dir",
         path.display()
     );
 }

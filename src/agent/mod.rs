@@ -1,0 +1,6 @@
+//! The sync job: everything in a scan is stored on the server, and made a checkout if asked for.
+
+mod sync;
+mod upload;
+
+pub use sync::{Options, SyncError, SyncReport, create_checkout, sync};

@@ -1,0 +1,270 @@
+//! requirements → uploads → again until nothing is missing → create.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::upload::{self, Job};
+use crate::{
+    client::{ClientError, Shaman},
+    domain::{BlobId, CheckoutPath, Entry, RelPath},
+    exec::Exec,
+    meter::{Phase, Progress},
+    scan::{HashError, Scan, ScannedFile, Scanner, SkipReason, Skipped},
+    wire::FileSpec,
+};
+
+/// How often the server is asked what is missing. More than two are needed only when files change
+/// meanwhile, or the server loses blobs.
+const MAX_ROUNDS: u32 = 10;
+
+/// How often a file may change during one job before it is left out.
+const MAX_CHANGES: u32 = 3;
+
+/// How to sync.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Uploads at once.
+    pub uploads: usize,
+    /// How often an upload is tried again after a failure.
+    pub retries: u32,
+    /// How long somebody else may take to send a blob before we send it ourselves.
+    pub defer: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { uploads: 8, retries: 5, defer: Duration::from_secs(600) }
+    }
+}
+
+/// What a sync has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SyncReport {
+    /// The files that are stored now, sorted by path.
+    pub files: Vec<ScannedFile>,
+    /// What was left out, sorted by path.
+    pub skipped: Vec<Skipped>,
+    /// Blobs that were sent and that the server did not have.
+    pub uploaded_files: u64,
+    /// Their bytes.
+    pub uploaded_bytes: u64,
+    /// How often the server said that somebody else is sending a blob.
+    pub deferrals: u64,
+    /// How often something was tried again.
+    pub retries: u64,
+}
+
+/// Why a sync did not come to its end. What was sent is stored: the next one goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The server, or the way to it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// One blob could not be sent, often enough.
+    #[error("cannot send {} to {url}: {reason}", path.as_deref().unwrap_or("a file"))]
+    Exhausted {
+        /// A file with its content.
+        path: Option<String>,
+        /// The server.
+        url: String,
+        /// What happened last.
+        reason: String,
+    },
+    /// The server says that a file is not what its digest says, and it is.
+    #[error("{url} takes {path} for damaged, each time it is sent: {reason}")]
+    Integrity {
+        /// The file.
+        path: String,
+        /// The server.
+        url: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The server goes on asking for files it said it has stored.
+    #[error("{url} still lacks {count} files that it said it had stored, {path} among them")]
+    Forgetful {
+        /// The server.
+        url: String,
+        /// How many.
+        count: usize,
+        /// One of them.
+        path: String,
+    },
+    /// Something that cannot happen.
+    #[error("BUG: {0}")]
+    Bug(String),
+}
+
+/// Sees to it that all files of a scan are stored on the server. Files that turn out to have
+/// changed are hashed again with `scanner`.
+///
+/// # Errors
+/// If the server cannot be reached, refuses, or does not do as it says.
+pub async fn sync(
+    client: &mut Shaman,
+    scan: Scan,
+    scanner: Arc<Mutex<Scanner>>,
+    progress: Arc<Progress>,
+    options: Options,
+) -> Result<SyncReport, SyncError> {
+    let mut files: BTreeMap<RelPath, ScannedFile> =
+        scan.files.into_iter().map(|file| (file.path.clone(), file)).collect();
+    let mut report = SyncReport { skipped: scan.skipped, ..SyncReport::default() };
+    let mut changes: HashMap<RelPath, u32> = HashMap::new();
+    let exec = Exec::default();
+    for round in 1..=MAX_ROUNDS {
+        progress.enter(Phase::Asking);
+        let missing = missing(client, &files).await?;
+        let Some((_, first)) = missing.first() else {
+            report.files = files.into_values().collect();
+            report.skipped.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+            return Ok(report);
+        };
+        if round == MAX_ROUNDS {
+            return Err(SyncError::Forgetful {
+                url: client.url().to_string(),
+                count: missing.len(),
+                path: first.last().map(|file| file.path.to_string()).unwrap_or_default(),
+            });
+        }
+        if round > 2 {
+            // Neither a file that is being written nor a server in trouble gets better by haste.
+            tokio::time::sleep(Duration::from_millis(200) * round).await;
+        }
+        progress.enter(Phase::Uploading);
+        progress.expect(missing.len() as u64, missing.iter().map(|(id, _)| id.size_bytes).sum());
+        let job = Arc::new(Job {
+            client: client.clone(),
+            root: scan.root.clone(),
+            exec: exec.clone(),
+            progress: progress.clone(),
+            options: options.clone(),
+        });
+        let ended = upload::run(job, missing).await?;
+        report.uploaded_files += ended.uploaded_blobs;
+        report.uploaded_bytes += ended.uploaded_bytes;
+        report.deferrals += ended.deferrals;
+        report.retries += ended.retries;
+        for (path, rejection) in ended.doubtful {
+            report.retries += 1;
+            let count = changes.entry(path.clone()).or_default();
+            *count += 1;
+            let before = files.get(&path).map(|file| file.digest);
+            let (root, scanner, again) = (scan.root.clone(), scanner.clone(), path.clone());
+            let hashed = exec
+                .blocking(move || match scanner.lock() {
+                    Ok(mut scanner) => scanner.rehash(&root, &again),
+                    Err(_) => Err(HashError::Stopped),
+                })
+                .await;
+            match (hashed, rejection) {
+                (Ok(file), Some(reason)) if Some(file.digest) == before && *count > MAX_CHANGES => {
+                    return Err(SyncError::Integrity {
+                        path: path.to_string(),
+                        url: client.url().to_string(),
+                        reason,
+                    });
+                }
+                (Ok(_), _) if *count > MAX_CHANGES => {
+                    leave_out(&mut files, &mut report, path, SkipReason::Unstable);
+                }
+                (Ok(file), _) => {
+                    files.insert(path, file);
+                }
+                (Err(error), _) => leave_out(&mut files, &mut report, path, error.into()),
+            }
+        }
+    }
+    unreachable!("BUG: the last round returns")
+}
+
+fn leave_out(
+    files: &mut BTreeMap<RelPath, ScannedFile>,
+    report: &mut SyncReport,
+    path: RelPath,
+    reason: SkipReason,
+) {
+    files.remove(&path);
+    report.skipped.push(Skipped { path: path.to_string(), reason });
+}
+
+/// What the server lacks, with the files that have it; the largest first.
+async fn missing(
+    client: &mut Shaman,
+    files: &BTreeMap<RelPath, ScannedFile>,
+) -> Result<Vec<(BlobId, Vec<ScannedFile>)>, SyncError> {
+    let mut by_blob: HashMap<BlobId, Vec<&ScannedFile>> = HashMap::with_capacity(files.len());
+    let mut distinct = Vec::new();
+    for file in files.values() {
+        let same = by_blob.entry(file.blob()).or_default();
+        if same.is_empty() {
+            distinct.push(FileSpec::from(&entry(file)));
+        }
+        same.push(file);
+    }
+    let answer = client.requirements(distinct).await?;
+    let mut missing = Vec::with_capacity(answer.len());
+    for asked in answer {
+        let digest = asked.sha.parse().ok();
+        let id = digest.map(|digest| BlobId { digest, size_bytes: asked.size });
+        let Some((id, same)) = id.and_then(|id| by_blob.remove_entry(&id)) else {
+            // Another server's dialect may list a blob twice; one that was never offered is odd.
+            tracing::debug!(
+                "the server asks for {}/{}, again or for no reason",
+                asked.sha,
+                asked.size
+            );
+            continue;
+        };
+        missing.push((id, same.into_iter().cloned().collect()));
+    }
+    missing.sort_by_key(|(id, _)| std::cmp::Reverse(id.size_bytes));
+    Ok(missing)
+}
+
+fn entry(file: &ScannedFile) -> Entry {
+    Entry { path: file.path.clone(), blob: file.blob() }
+}
+
+/// Syncs, and has the checkout created; returns the path that the server used.
+///
+/// # Errors
+/// As [`sync`]; and if the server does not create the checkout, though it lacks nothing.
+pub async fn create_checkout(
+    client: &mut Shaman,
+    scan: Scan,
+    scanner: Arc<Mutex<Scanner>>,
+    progress: Arc<Progress>,
+    options: Options,
+    wish: &CheckoutPath,
+) -> Result<(String, SyncReport), SyncError> {
+    let root = scan.root.clone();
+    let mut total = sync(client, scan, scanner.clone(), progress.clone(), options.clone()).await?;
+    for round in 1.. {
+        progress.enter(Phase::Creating);
+        let files = total.files.iter().map(|file| FileSpec::from(&entry(file))).collect();
+        let missing = match client.create(wish.as_str(), files).await {
+            Ok(path) => return Ok((path, total)),
+            Err(error @ ClientError::MissingFiles { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        // A blob was lost between the calls, or this is an internal error in the other dialect.
+        let scan = Scan { root: root.clone(), files: total.files, skipped: total.skipped };
+        let again = sync(client, scan, scanner.clone(), progress.clone(), options.clone()).await?;
+        let nothing_missed = again.uploaded_files == 0;
+        total = SyncReport {
+            uploaded_files: total.uploaded_files + again.uploaded_files,
+            uploaded_bytes: total.uploaded_bytes + again.uploaded_bytes,
+            deferrals: total.deferrals + again.deferrals,
+            retries: total.retries + again.retries + 1,
+            ..again
+        };
+        if round == 3 || (nothing_missed && round == 2) {
+            return Err(missing.into());
+        }
+    }
+    unreachable!("BUG: the last round returns")
+}

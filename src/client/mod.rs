@@ -1,0 +1,380 @@
+//! Any Shaman server over HTTP: typed calls, and answers sorted by what a caller must do next.
+
+mod body;
+mod error;
+
+use std::{
+    sync::{Arc, Once},
+    time::Duration,
+};
+
+use backon::{ExponentialBuilder, Retryable};
+use reqwest::{Method, Response, StatusCode, Url, header, redirect};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
+
+pub use body::UploadBody;
+pub use error::ClientError;
+
+use crate::{
+    domain::{BlobId, BlobStatus},
+    wire::{
+        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
+        RequirementsRequest, StatusAnswer,
+    },
+};
+use body::{Pulse, StreamedBody};
+
+/// What we call ourselves.
+const USER_AGENT: &str = concat!("farmhand/", env!("CARGO_PKG_VERSION"));
+
+/// How much of an error's body is read, in bytes.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+
+/// If a server has made up its mind before it has seen more than this of the rest of a body, the
+/// rest is not sent and the connection given up.
+const FINISH_REST_BYTES: u64 = 1 << 20;
+
+/// How to talk to a server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long to try to connect.
+    pub connect_timeout: Duration,
+    /// How long nothing may move: no byte of a body taken, no answer. Servers may take their time
+    /// for a large checkout.
+    pub stall_timeout: Duration,
+    /// How often a call is tried again after a failure that may pass.
+    pub retries: usize,
+    /// Whether proxies of the environment (`HTTP_PROXY`, …) are used; never for loopback addresses.
+    pub proxies: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(600),
+            retries: 5,
+            proxies: true,
+        }
+    }
+}
+
+/// What became of an upload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadOutcome {
+    /// The server has stored it (200 or 204).
+    Stored,
+    /// The server had it already (208).
+    AlreadyStored,
+    /// Somebody else is sending it (425): go on with others.
+    Deferred,
+    /// It is not what its name says (417): hash the file again. With what the server said.
+    Rejected(String),
+    /// The connection broke before an answer: ask for the status.
+    Unknown(String),
+    /// The server cannot now (408, 429, 5xx): try again, not before this time.
+    Later(String, Option<Duration>),
+}
+
+/// A connection pool to one Shaman server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shaman {
+    http: reqwest::Client,
+    /// Ends with a slash.
+    base: Url,
+    options: Options,
+}
+
+impl Shaman {
+    /// A client for the server at this URL: the address that is also given to the add-on, perhaps
+    /// with a path (`http://farm:8080/`, `https://studio/flamenco/`). Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If the URL is none, or TLS cannot be set up.
+    pub fn new(url: &str, options: Options) -> Result<Self, ClientError> {
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| {
+            // Fails only if the program has installed another one, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        });
+        let base = base_url(url)?;
+        let mut builder = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .connect_timeout(options.connect_timeout)
+            .tcp_nodelay(true)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .redirect(redirect::Policy::limited(5));
+        if !options.proxies || is_loopback(&base) {
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().map_err(|error| ClientError::Setup { source: error })?;
+        Ok(Self { http, base, options })
+    }
+
+    /// Where the server is.
+    pub fn url(&self) -> &Url {
+        &self.base
+    }
+
+    fn endpoint(&self, path: &str) -> Url {
+        let text = format!("{}{}/{path}", self.base, &wire::SHAMAN[1..]);
+        Url::parse(&text).expect("BUG: a base and a plain path make a URL")
+    }
+
+    fn blob_url(&self, id: &BlobId) -> Url {
+        self.endpoint(&format!("files/{id}"))
+    }
+
+    /// What the server knows of a blob.
+    ///
+    /// # Errors
+    /// If there is no answer after all retries, or another answer than the protocol has.
+    pub async fn status(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
+        let url = self.blob_url(id);
+        let call = || self.json::<(), StatusAnswer>(Method::GET, url.clone(), None);
+        Ok(self.retrying(call, ClientError::is_transient).await?.0.status)
+    }
+
+    /// What the server still needs of these files. If it has moved (a redirect), this client goes
+    /// on there.
+    ///
+    /// # Errors
+    /// If there is no answer after all retries, or another answer than the protocol has.
+    pub async fn requirements(
+        &mut self,
+        files: Vec<FileSpec>,
+    ) -> Result<Vec<FileStatus>, ClientError> {
+        const PATH: &str = "checkout/requirements";
+        let (url, request) = (self.endpoint(PATH), RequirementsRequest { files });
+        let call = || self.json(Method::POST, url.clone(), Some(&request));
+        let (answer, found_at): (RequirementsAnswer, Url) =
+            self.retrying(call, ClientError::is_transient).await?;
+        let suffix = format!("{}/{PATH}", &wire::SHAMAN[1..]);
+        if found_at != url
+            && let Some(base) = found_at.as_str().strip_suffix(&suffix)
+            && let Ok(base) = Url::parse(base)
+        {
+            tracing::info!("the server {} has moved to {base}", self.base);
+            self.base = base;
+        }
+        Ok(answer.files)
+    }
+
+    /// Has a checkout created; returns its path, which may differ from the one wished for.
+    ///
+    /// # Errors
+    /// [`ClientError::MissingFiles`] if the server says so in any dialect; or as the other calls. It
+    /// is tried again only where the server cannot have seen it: twice would make two checkouts.
+    pub async fn create(&self, path: &str, files: Vec<FileSpec>) -> Result<String, ClientError> {
+        let url = self.endpoint("checkout/create");
+        let request = CheckoutRequest { checkout_path: path.to_owned(), files };
+        let call = || self.json::<_, CheckoutAnswer>(Method::POST, url.clone(), Some(&request));
+        Ok(self.retrying(call, ClientError::was_not_seen).await?.0.checkout_path)
+    }
+
+    /// Sends one blob. `name` is for the people who read the server's log. If `may_defer`, the
+    /// server may answer that somebody else is sending it.
+    ///
+    /// # Errors
+    /// Where trying again is of no use: refused, full, or no Shaman server.
+    pub async fn upload(
+        &self,
+        id: &BlobId,
+        name: &str,
+        may_defer: bool,
+        body: UploadBody,
+    ) -> Result<UploadOutcome, ClientError> {
+        let url = self.blob_url(id);
+        let pulse = Arc::new(Pulse::default());
+        let body = match body {
+            UploadBody::Whole(bytes) => reqwest::Body::from(bytes),
+            UploadBody::Pieces(pieces) => {
+                reqwest::Body::wrap(StreamedBody::new(pieces, id.size_bytes, pulse.clone()))
+            }
+        };
+        let request = self
+            .http
+            .post(url.clone())
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(wire::CAN_DEFER, if may_defer { "true" } else { "false" })
+            .header(wire::ORIGINAL_FILENAME, wire::encode_filename(name))
+            .body(body);
+        let answer = tokio::select! {
+            answer = request.send() => answer,
+            () = pulse.stalled(self.options.stall_timeout) => {
+                return Ok(UploadOutcome::Unknown("the server stopped reading".into()));
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if error.is_connect() => {
+                return Ok(UploadOutcome::Later(error::innermost(&error), None));
+            }
+            Err(error) => return Ok(UploadOutcome::Unknown(error::innermost(&error))),
+        };
+        if pulse.left_bytes() > FINISH_REST_BYTES {
+            pulse.give_up();
+        }
+        let status = answer.status();
+        match status {
+            StatusCode::OK | StatusCode::NO_CONTENT => return Ok(UploadOutcome::Stored),
+            StatusCode::ALREADY_REPORTED => return Ok(UploadOutcome::AlreadyStored),
+            StatusCode::TOO_EARLY => return Ok(UploadOutcome::Deferred),
+            _ => {}
+        }
+        let retry_after = retry_after(&answer);
+        let error = self.error(answer, &url).await;
+        if status == StatusCode::EXPECTATION_FAILED {
+            Ok(UploadOutcome::Rejected(error.to_string()))
+        } else if error.is_transient() {
+            Ok(UploadOutcome::Later(error.to_string(), retry_after))
+        } else {
+            Err(error)
+        }
+    }
+
+    /// Tries a call again, with growing pauses, while its errors are of a kind that may pass.
+    async fn retrying<T, F: Future<Output = Result<T, ClientError>>>(
+        &self,
+        call: impl FnMut() -> F,
+        may_pass: fn(&ClientError) -> bool,
+    ) -> Result<T, ClientError> {
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_jitter()
+            .with_max_times(self.options.retries);
+        call.retry(pauses)
+            .when(may_pass)
+            .notify(|error, pause| {
+                tracing::debug!("trying again in {} ms: {error}", pause.as_millis());
+            })
+            .await
+    }
+
+    /// Sends one request and reads a JSON answer; also returns where the answer came from.
+    async fn json<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&Q>,
+    ) -> Result<(A, Url), ClientError> {
+        let mut request =
+            self.http.request(method, url.clone()).timeout(self.options.stall_timeout);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if !answer.status().is_success() {
+            return Err(self.error(answer, &url).await);
+        }
+        let found_at = answer.url().clone();
+        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        match serde_json::from_slice(&bytes) {
+            Ok(answer) => Ok((answer, found_at)),
+            Err(error) => Err(ClientError::NotShaman {
+                url: self.base.to_string(),
+                reason: format!("{} answers something else: {error}", found_at.path()),
+            }),
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+        ClientError::Unreachable {
+            url: self.base.to_string(),
+            reason: if error.is_timeout() {
+                "it does not answer in time".into()
+            } else {
+                error::innermost(error)
+            },
+            was_sent: !error.is_connect(),
+        }
+    }
+
+    /// The error that an answer is.
+    async fn error(&self, mut answer: Response, url: &Url) -> ClientError {
+        let status = answer.status();
+        let mut text = Vec::new();
+        while let Ok(Some(chunk)) = answer.chunk().await
+            && text.len() < MAX_ERROR_BYTES
+        {
+            text.extend_from_slice(&chunk);
+        }
+        let message = serde_json::from_slice::<Problem>(&text).ok().map(|problem| problem.message);
+        ClientError::from_answer(self.base.as_str(), url.path(), status, message)
+    }
+}
+
+fn retry_after(answer: &Response) -> Option<Duration> {
+    let seconds = answer.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// The root of a server from what a user may give for it.
+fn base_url(text: &str) -> Result<Url, ClientError> {
+    let bad = |reason: String| ClientError::BadUrl { url: text.to_owned(), reason };
+    let mut url = Url::parse(text).map_err(|error| bad(error.to_string()))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(bad("it must begin with http:// or https://".into()));
+    }
+    url.set_query(None);
+    url.set_fragment(None);
+    let path = url.path().trim_end_matches('/');
+    let path = path.strip_suffix("/shaman").unwrap_or(path);
+    let path = path.strip_suffix("/api/v3").unwrap_or(path);
+    let path = format!("{}/", path.trim_end_matches('/'));
+    url.set_path(&path);
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The deadline of something that must go on moving.
+async fn sleep_until_silent(since: impl Fn() -> Instant, limit: Duration) {
+    loop {
+        let end = since() + limit;
+        if Instant::now() >= end {
+            return;
+        }
+        tokio::time::sleep_until(end).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_urls_that_users_give() {
+        for (given, base) in [
+            ("http://farm:8080", "http://farm:8080/"),
+            ("http://farm:8080/", "http://farm:8080/"),
+            ("https://studio/site/token", "https://studio/site/token/"),
+            ("http://farm:8080/api/v3", "http://farm:8080/"),
+            ("http://farm:8080/x/api/v3/shaman/?a=b#c", "http://farm:8080/x/"),
+        ] {
+            assert_eq!(base_url(given).unwrap().as_str(), base);
+        }
+        for bad in ["farm:8080", "localhost:8080", "", "ftp://farm", "http://", "/srv/store"] {
+            assert!(matches!(base_url(bad), Err(ClientError::BadUrl { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn knows_loopback() {
+        for (url, loopback) in [
+            ("http://localhost:1", true),
+            ("http://127.0.0.7:1", true),
+            ("http://[::1]:1", true),
+            ("http://farm:1", false),
+            ("http://[2001:db8::1]:1", false),
+        ] {
+            assert_eq!(is_loopback(&base_url(url).unwrap()), loopback, "{url}");
+        }
+    }
+}
