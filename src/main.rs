@@ -1,1 +1,5 @@
-fn main() {}
+//! The `farmhand` program.
+
+fn main() -> std::process::ExitCode {
+    farmhand::cli::main()
+}

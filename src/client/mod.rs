@@ -117,6 +117,11 @@ impl Shaman {
         &self.base
     }
 
+    /// The connections themselves, for requests that no well-behaved client sends.
+    pub(crate) fn http(&self) -> reqwest::Client {
+        self.http.clone()
+    }
+
     fn endpoint(&self, path: &str) -> Url {
         let text = format!("{}{}/{path}", self.base, &wire::SHAMAN[1..]);
         Url::parse(&text).expect("BUG: a base and a plain path make a URL")

@@ -4,4 +4,4 @@ mod plan;
 mod run;
 mod send;
 
-pub(super) use run::{Ended, Job, run};
+pub(super) use run::{Job, run};

@@ -1,0 +1,143 @@
+//! `farmhand checkout DIR`
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    Context,
+    exit::{Exit, Failure},
+    print, print_json,
+    session::{ScanArgs, ServerArgs, Session, report_skipped},
+    settings::Overrides,
+};
+use crate::{
+    agent::{self, SyncReport},
+    domain::CheckoutPath,
+    scan::Skipped,
+};
+
+/// Scans DIR, sends what the server lacks, and has a checkout of it created. Prints the path of the
+/// checkout that the server used, below its directory of checkouts.
+#[derive(Debug, Args)]
+pub(super) struct Checkout {
+    /// The folder
+    dir: PathBuf,
+
+    /// What to call the checkout; if that is taken, the server adds to it [default: the folder's
+    /// name and the time]
+    #[arg(long = "as", value_name = "PATH")]
+    wish: Option<String>,
+
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    schema: &'static str,
+    checkout_path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkout_dir: Option<PathBuf>,
+    #[serde(flatten)]
+    counts: Counts<'a>,
+}
+
+/// The numbers of a sync.
+#[derive(Debug, Serialize)]
+pub(super) struct Counts<'a> {
+    files: usize,
+    bytes: u64,
+    hashed_files: usize,
+    cached_files: usize,
+    uploaded_files: u64,
+    uploaded_bytes: u64,
+    already_stored_files: u64,
+    deferrals: u64,
+    retries: u64,
+    skipped: &'a [Skipped],
+    elapsed_ms: u64,
+}
+
+impl<'a> Counts<'a> {
+    pub fn new(report: &'a SyncReport, start: Instant) -> Self {
+        let cached_files = report.files.iter().filter(|file| file.cached).count();
+        let files = report.files.len();
+        Self {
+            files,
+            bytes: report.files.iter().map(|file| file.fingerprint.size_bytes).sum(),
+            hashed_files: files - cached_files,
+            cached_files,
+            uploaded_files: report.uploaded_files,
+            uploaded_bytes: report.uploaded_bytes,
+            already_stored_files: (files as u64).saturating_sub(report.uploaded_files),
+            deferrals: report.deferrals,
+            retries: report.retries,
+            skipped: &report.skipped,
+            elapsed_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Checkout {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        self.server.overrides(overrides);
+        self.scan.overrides(overrides);
+    }
+
+    pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let start = Instant::now();
+        let wish = match &self.wish {
+            Some(text) => text.parse().map_err(|error| {
+                Failure::new(Exit::Usage, format!("--as: {error}; choose another name"))
+            })?,
+            None => default_name(&self.dir),
+        };
+        Session::run(context, async |session| {
+            let scan = session.scan(&self.dir).await?;
+            if scan.files.is_empty() {
+                report_skipped(&scan.skipped);
+                let message =
+                    format!("there is nothing to send in {}; check the path", self.dir.display());
+                return Err(Failure::new(Exit::Missing, message));
+            }
+            let (path, report) = agent::create_checkout(
+                &mut session.client,
+                scan,
+                session.scanner.clone(),
+                session.progress.clone(),
+                context.settings.sync_options(),
+                &wish,
+            )
+            .await?;
+            if context.json {
+                print_json(&Answer {
+                    schema: "farmhand.checkout/1",
+                    checkout_path: &path,
+                    checkout_dir: session.checkout_dir(&path),
+                    counts: Counts::new(&report, start),
+                })?;
+            } else {
+                print(&path)?;
+            }
+            Ok(report_skipped(&report.skipped))
+        })
+        .await
+    }
+}
+
+/// The folder's name and the time: `shot 010-20261123T195738Z`.
+fn default_name(dir: &Path) -> CheckoutPath {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    CheckoutPath::sanitized(&format!("{}-{time}", CheckoutPath::sanitized(&name)))
+}

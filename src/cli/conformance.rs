@@ -1,0 +1,60 @@
+//! `farmhand conformance URL`
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    Context,
+    exit::{Exit, Failure},
+    print, print_json,
+};
+use crate::conformance::{self, Target, Verdict};
+
+/// Runs the checks of the protocol against a server, and prints a line for each. Leaves a few small
+/// blobs and two checkouts named farmhand-conformance-… behind. Succeeds only if all checks hold.
+#[derive(Debug, Args)]
+pub(super) struct Conformance {
+    /// The server, like http://farm:8080/
+    url: String,
+
+    /// Also send paths that might make a bad server overwrite its own files
+    #[arg(long)]
+    expendable_server: bool,
+}
+
+impl Conformance {
+    pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let target = Target::new(&self.url)?;
+        let results = tokio::select! {
+            results = conformance::run(&target, self.expendable_server) => results?,
+            () = super::session::interrupted() => return Err(Failure::interrupted()),
+        };
+        let failed = results.iter().filter(|r| matches!(r.verdict, Verdict::Fails(_))).count();
+        if context.json {
+            print_json(&json!({
+                "schema": "farmhand.conformance/1",
+                "url": self.url,
+                "holds": failed == 0,
+                "checks": results,
+            }))?;
+        } else {
+            for result in &results {
+                let (word, reason) = match &result.verdict {
+                    Verdict::Holds => ("ok  ", None),
+                    Verdict::Fails(reason) => ("FAIL", Some(reason)),
+                    Verdict::Skipped(reason) => ("skip", Some(reason)),
+                };
+                let level = format!("{:?}", result.level).to_lowercase();
+                let reason =
+                    reason.map_or_else(String::new, |reason| format!("\n               {reason}"));
+                print(&format!("{word}  {level:<7}  {}{reason}", result.name))?;
+            }
+            let held = results.iter().filter(|r| r.verdict == Verdict::Holds).count();
+            print(&format!(
+                "{held} hold, {failed} fail, {} skipped",
+                results.len() - held - failed
+            ))?;
+        }
+        Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
+    }
+}

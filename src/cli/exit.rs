@@ -1,0 +1,166 @@
+//! How the program ends: exit codes, and errors with their next step.
+
+use std::{error::Error, process::ExitCode};
+
+use super::settings::LogFormat;
+use crate::{
+    agent::SyncError,
+    client::ClientError,
+    scan::{ScanError, WalkError},
+    store::OpenError,
+};
+
+/// What the exit code says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Exit {
+    Done = 0,
+    /// Internal, or input and output.
+    Failed = 1,
+    /// Usage or configuration.
+    Usage = 2,
+    /// Done, but for files that were skipped.
+    Skipped = 3,
+    /// Missing input.
+    Missing = 4,
+    Unreachable = 5,
+    Refused = 6,
+    Full = 7,
+    Integrity = 9,
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command did not do what it was asked to. One line: what, why, and what to do next.
+#[derive(Debug)]
+pub(super) struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+
+    /// Ends without a word.
+    pub fn silent() -> Self {
+        Self::new(Exit::Failed, "")
+    }
+
+    pub fn interrupted() -> Self {
+        Self::new(
+            Exit::Interrupted,
+            "interrupted; nothing is lost: the same command goes on where this one stopped",
+        )
+    }
+
+    fn of(exit: Exit, error: &dyn Error, next: &str) -> Self {
+        let mut message = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            cause = error.source();
+        }
+        if !next.is_empty() {
+            message.push_str("; ");
+            message.push_str(next);
+        }
+        Self { exit, message }
+    }
+
+    /// Says it on standard error.
+    pub fn print(&self, format: LogFormat) -> ExitCode {
+        if !self.message.is_empty() {
+            match format {
+                LogFormat::Text => eprintln!("farmhand: {}", self.message),
+                LogFormat::Json => tracing::error!("{}", self.message),
+            }
+        }
+        self.exit.into()
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let (exit, next) = match error {
+            ClientError::BadUrl { .. } => {
+                (Exit::Usage, "give --server a URL like http://farm:8080/")
+            }
+            ClientError::Setup { .. } => (Exit::Failed, "are root certificates installed?"),
+            ClientError::Unreachable { .. } => (
+                Exit::Unreachable,
+                "check that it runs and that --server is right, then run this again",
+            ),
+            ClientError::NotShaman { .. } => {
+                (Exit::Usage, "check --server, and that Shaman storage is switched on there")
+            }
+            ClientError::Refused { .. } => (Exit::Refused, "ask who runs it for access"),
+            ClientError::Full { .. } => {
+                (Exit::Full, "free space there, then run this again: what was sent is kept")
+            }
+            ClientError::MissingFiles { certain: true, .. } => {
+                (Exit::Integrity, "run this again; if that does not help, check the server's disk")
+            }
+            ClientError::MissingFiles { certain: false, .. } | ClientError::Status { .. } => {
+                (Exit::Failed, "see the server's log")
+            }
+        };
+        Self::of(exit, &error, next)
+    }
+}
+
+impl From<SyncError> for Failure {
+    fn from(error: SyncError) -> Self {
+        let (exit, next) = match error {
+            SyncError::Client(error) => return error.into(),
+            SyncError::Exhausted { .. } => {
+                (Exit::Unreachable, "run this again when the server is well: what was sent is kept")
+            }
+            SyncError::Integrity { .. } => (
+                Exit::Integrity,
+                "something between here and its disk damages data: check memory, network and disk",
+            ),
+            SyncError::Forgetful { .. } => (Exit::Integrity, "check the server's disk and its log"),
+            SyncError::Bug(_) => (Exit::Failed, "please report this"),
+        };
+        Self::of(exit, &error, next)
+    }
+}
+
+impl From<ScanError> for Failure {
+    fn from(error: ScanError) -> Self {
+        let (exit, next) = match &error {
+            ScanError::Walk(WalkError::Missing(_)) => (Exit::Missing, "check the path"),
+            ScanError::Walk(WalkError::NotAFile { .. }) => (Exit::Usage, "give a folder"),
+            ScanError::Walk(WalkError::Unreadable { .. }) => {
+                (Exit::Failed, "check its permissions")
+            }
+            ScanError::Walk(WalkError::BadName { .. }) => (Exit::Failed, ""),
+            ScanError::Stopped => return Self::interrupted(),
+            ScanError::Threads(_) => (Exit::Failed, "try --threads 2"),
+        };
+        Self::of(exit, &error, next)
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let next = match &error {
+            OpenError::InUse { .. } => {
+                "go through its server with --server, or wait until it has ended"
+            }
+            OpenError::Disk(error) if error.is_full() => {
+                "make room there, or choose another --storage"
+            }
+            OpenError::Disk(_) => "check the permissions there, or choose another --storage",
+        };
+        Self::of(Exit::Failed, &error, next)
+    }
+}

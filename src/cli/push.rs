@@ -1,0 +1,83 @@
+//! `farmhand push DIR…`
+
+use std::{path::PathBuf, time::Instant};
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Context,
+    checkout::Counts,
+    exit::{Exit, Failure},
+    print_json,
+    session::{ScanArgs, ServerArgs, Session, report_skipped},
+    settings::Overrides,
+};
+use crate::agent;
+
+/// Scans folders and sends what the server lacks of them, so that a checkout later has nothing to
+/// send. Prints nothing but, with --json, one object per folder.
+#[derive(Debug, Args)]
+pub(super) struct Push {
+    /// The folders
+    #[arg(required = true, value_name = "DIR")]
+    dirs: Vec<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    schema: &'static str,
+    dir: String,
+    #[serde(flatten)]
+    counts: Counts<'a>,
+}
+
+impl Push {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        self.server.overrides(overrides);
+        self.scan.overrides(overrides);
+    }
+
+    pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        Session::run(context, async |session| {
+            let mut exit = Exit::Done;
+            for dir in &self.dirs {
+                let start = Instant::now();
+                let scan = session.scan(dir).await?;
+                let report = agent::sync(
+                    &mut session.client,
+                    scan,
+                    session.scanner.clone(),
+                    session.progress.clone(),
+                    context.settings.sync_options(),
+                )
+                .await?;
+                if context.json {
+                    print_json(&Answer {
+                        schema: "farmhand.push/1",
+                        dir: dir.display().to_string(),
+                        counts: Counts::new(&report, start),
+                    })?;
+                } else if !context.logs.quiet {
+                    eprintln!(
+                        "{}: {} files are on the server; sent {} ({})",
+                        dir.display(),
+                        report.files.len(),
+                        report.uploaded_files,
+                        ByteSize::b(report.uploaded_bytes),
+                    );
+                }
+                if report_skipped(&report.skipped) != Exit::Done {
+                    exit = Exit::Skipped;
+                }
+            }
+            Ok(exit)
+        })
+        .await
+    }
+}

@@ -1,0 +1,264 @@
+//! What `checkout` and `push` share: a scanner, a server (embedded or not), progress, and Ctrl-C.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Context,
+    exit::{Exit, Failure},
+    progress::Display,
+    settings::Overrides,
+};
+use crate::{
+    client::{self, Shaman},
+    exec::Exec,
+    meter::Progress,
+    scan::{Scan, Scanner, Skipped},
+    server,
+    store::{OpenError, Store},
+};
+
+/// How long another command may have the embedded store.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// What a server leaves in the lock, after its process number; others leave something else.
+pub(super) const SERVING: &str = "serving";
+
+/// Which server.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub(super) struct ServerArgs {
+    /// The Shaman server, like http://farm:8080/
+    #[arg(long, value_name = "URL", conflicts_with = "storage")]
+    server: Option<String>,
+
+    /// Use the embedded store in this directory instead of a server
+    #[arg(long, value_name = "DIR")]
+    storage: Option<PathBuf>,
+
+    /// How many files to send at once
+    #[arg(long, value_name = "N")]
+    parallel: Option<u32>,
+}
+
+impl ServerArgs {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        overrides.set("server", "--server", self.server.as_ref());
+        overrides.set_path("storage", "--storage", self.storage.as_ref());
+        overrides.set("upload.parallel", "--parallel", self.parallel);
+    }
+}
+
+/// Which files.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Files")]
+pub(super) struct ScanArgs {
+    /// Take along what is ignored by default
+    ///
+    /// Ignored by default: *.blend1 to *.blend32, *.blend@, .git/, .svn/, Thumbs.db, .DS_Store,
+    /// .mayaSwatches/. More can be ignored, and some of these taken along (!pattern), by
+    /// .farmhandignore files in the folders, which have the syntax of .gitignore.
+    #[arg(long)]
+    no_default_ignores: bool,
+
+    /// Hash everything again, and remember nothing
+    #[arg(long, conflicts_with = "cache_dir")]
+    no_cache: bool,
+
+    /// Where to remember hashes, instead of the user's cache directory
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+
+    /// How many threads read files
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+}
+
+impl ScanArgs {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        overrides.set(
+            "scan.default_ignores",
+            "--no-default-ignores",
+            self.no_default_ignores.then_some(false),
+        );
+        overrides.set("scan.cache", "--no-cache", self.no_cache.then_some(false));
+        overrides.set_path("scan.cache_dir", "--cache-dir", self.cache_dir.as_ref());
+        overrides.set("scan.threads", "--threads", self.threads);
+    }
+}
+
+/// A server for the time of one command.
+struct Embedded {
+    store: Arc<Store>,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+/// All that a sync needs.
+pub(super) struct Session {
+    pub client: Shaman,
+    pub scanner: Arc<Mutex<Scanner>>,
+    pub progress: Arc<Progress>,
+    embedded: Option<Embedded>,
+    stop: Arc<AtomicBool>,
+    exec: Exec,
+}
+
+impl Session {
+    /// Runs `work` with a session, until it is done or somebody presses Ctrl-C; either way, the
+    /// embedded store is left in order.
+    pub async fn run(
+        context: &Context,
+        work: impl AsyncFnOnce(&mut Self) -> Result<Exit, Failure>,
+    ) -> Result<Exit, Failure> {
+        let mut session = Self::start(context).await?;
+        let display = Display::start(
+            session.progress.clone(),
+            context.settings.values.progress,
+            &context.logs,
+        );
+        let stop = session.stop.clone();
+        let result = tokio::select! {
+            result = work(&mut session) => result,
+            () = interrupted() => Err(Failure::interrupted()),
+        };
+        drop(display);
+        stop.store(true, Relaxed);
+        if let Some(embedded) = session.embedded.take() {
+            embedded.shutdown.cancel();
+            let _ = embedded.serving.await;
+        }
+        session.exec.finish().await;
+        result
+    }
+
+    async fn start(context: &Context) -> Result<Self, Failure> {
+        let settings = &context.settings;
+        let (progress, stop) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let scanner = Scanner::new(settings.scan_options(), progress.clone(), stop.clone())?;
+        let retries = settings.values.upload.retries as usize;
+        let options = client::Options { retries, ..client::Options::default() };
+        let (client, embedded) = match settings.server() {
+            Some(url) => (Shaman::new(url, options)?, None),
+            None => {
+                let (dir, chosen) = settings.storage()?;
+                if !chosen {
+                    eprintln!("no --server and no --storage: using the store in {}", dir.display());
+                }
+                let embedded = Embedded::start(&dir, settings.server_options()).await?;
+                let options = client::Options { proxies: false, ..options };
+                (Shaman::new(&embedded.0, options)?, Some(embedded.1))
+            }
+        };
+        Ok(Self {
+            client,
+            scanner: Arc::new(Mutex::new(scanner)),
+            progress,
+            embedded,
+            stop,
+            exec: Exec::default(),
+        })
+    }
+
+    /// Scans a folder on another thread.
+    pub async fn scan(&self, dir: &Path) -> Result<Scan, Failure> {
+        if dir.is_file() {
+            let message = format!("{} is a file; give the folder it belongs to", dir.display());
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let (scanner, dir) = (self.scanner.clone(), dir.to_owned());
+        let scan = self
+            .exec
+            .blocking(move || match scanner.lock() {
+                Ok(mut scanner) => scanner.scan(&dir).map_err(Failure::from),
+                Err(_) => Err(Failure::new(Exit::Failed, "BUG: an earlier scan panicked")),
+            })
+            .await?;
+        Ok(scan)
+    }
+
+    /// Where a checkout is on this machine, if its store is embedded.
+    pub fn checkout_dir(&self, path: &str) -> Option<PathBuf> {
+        Some(self.embedded.as_ref()?.store.checkouts_dir().join(path))
+    }
+}
+
+/// What was skipped, on standard error; and what that means for the exit code.
+pub(super) fn report_skipped(skipped: &[Skipped]) -> Exit {
+    for skipped in skipped {
+        tracing::warn!("skipped {}: {}", skipped.path, skipped.reason);
+    }
+    if skipped.is_empty() { Exit::Done } else { Exit::Skipped }
+}
+
+impl Embedded {
+    /// Opens the store and serves it on a port of this machine; returns the address, too.
+    async fn start(dir: &Path, options: server::Options) -> Result<(String, Self), Failure> {
+        let store = open(dir).await?;
+        if let Err(error) = store.leave_note(&format!("pid {} for one command", std::process::id()))
+        {
+            tracing::debug!("{error}");
+        }
+        let failed =
+            |error| Failure::new(Exit::Failed, format!("cannot listen on 127.0.0.1: {error}"));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
+        let url = format!("http://{}/", listener.local_addr().map_err(failed)?);
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(server::serve(
+            vec![listener],
+            store.clone(),
+            options,
+            shutdown.clone(),
+            shutdown.clone(),
+        ));
+        Ok((url, Self { store, shutdown, serving }))
+    }
+}
+
+/// Opens a store; another command that has it just now is waited for.
+async fn open(dir: &Path) -> Result<Arc<Store>, Failure> {
+    let start = Instant::now();
+    let mut said = false;
+    loop {
+        match Store::open(dir) {
+            Err(OpenError::InUse { note, .. })
+                if !note.contains(SERVING) && start.elapsed() < LOCK_WAIT =>
+            {
+                if !said {
+                    eprintln!("waiting for another farmhand ({note}) that uses {}", dir.display());
+                    said = true;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(super) async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
+    }
+}

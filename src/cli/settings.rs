@@ -1,0 +1,534 @@
+//! Settings: flags win over the environment, that over the file, that over the defaults. Every
+//! value knows where it comes from.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytesize::ByteSize;
+use etcetera::BaseStrategy;
+use jiff::SignedDuration;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use toml::{Table, Value};
+
+use super::exit::{Exit, Failure};
+use crate::{agent, scan, server};
+
+/// All settings, by section. The names are those of the configuration file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Values {
+    /// The Shaman server that clients use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The directory of the embedded store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<PathBuf>,
+    pub log_format: LogFormat,
+    pub progress: When,
+    pub serve: Serve,
+    pub scan: Scan,
+    pub upload: Upload,
+}
+
+/// How `farmhand serve`, and the embedded store, answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Serve {
+    pub listen: Vec<String>,
+    pub allow_remote: bool,
+    pub defer: server::Defer,
+    pub hold: Time,
+    pub create_wait: Time,
+    pub head_timeout: Time,
+    pub idle_timeout: Time,
+    pub body_timeout: Time,
+    pub grace: Time,
+    pub max_uploads: u32,
+    pub max_json: ByteSize,
+    pub max_files: u32,
+}
+
+impl Default for Serve {
+    fn default() -> Self {
+        let options = server::Options::default();
+        Self {
+            listen: DEFAULT_LISTEN.map(str::to_owned).into(),
+            allow_remote: false,
+            defer: options.defer,
+            hold: Time(options.hold),
+            create_wait: Time(options.create_wait),
+            head_timeout: Time(options.head_timeout),
+            idle_timeout: Time(options.idle_timeout),
+            body_timeout: Time(options.body_timeout),
+            grace: Time(options.grace),
+            max_uploads: saturating_u32(options.max_uploads),
+            max_json: ByteSize::b(options.max_json_bytes),
+            max_files: saturating_u32(options.max_files),
+        }
+    }
+}
+
+/// The add-on's default URL is `http://localhost:8080/`, and `localhost` may be either of these.
+pub(super) const DEFAULT_LISTEN: [&str; 2] = ["127.0.0.1:8080", "[::1]:8080"];
+
+/// How folders are read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Scan {
+    pub default_ignores: bool,
+    pub cache: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
+    pub threads: u32,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        let options = scan::Options::default();
+        Self {
+            default_ignores: options.default_ignores,
+            cache: true,
+            cache_dir: None,
+            threads: saturating_u32(options.threads),
+        }
+    }
+}
+
+/// How files are sent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Upload {
+    pub parallel: u32,
+    pub retries: u32,
+    pub defer: Time,
+}
+
+impl Default for Upload {
+    fn default() -> Self {
+        let options = agent::Options::default();
+        Self {
+            parallel: saturating_u32(options.uploads),
+            retries: options.retries,
+            defer: Time(options.defer),
+        }
+    }
+}
+
+fn saturating_u32(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One object per line
+    Json,
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// When progress is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum When {
+    /// Only on a terminal
+    #[default]
+    Auto,
+    /// As lines where there is no terminal
+    Always,
+    /// Not at all
+    Never,
+}
+
+impl When {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// A span of time, written `30s`, `1m 30s`, `2h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Time(pub Duration);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let span = SignedDuration::try_from(self.0).map_err(serde::ser::Error::custom)?;
+        serializer.collect_str(&format_args!("{span:#}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let span: SignedDuration = text.parse().map_err(|_| {
+            de::Error::custom(format!("{text:?} is no time: write 30s, 1m 30s or 2h"))
+        })?;
+        let positive = Duration::try_from(span).ok().filter(|time| !time.is_zero());
+        positive
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!("{text:?} is not more than nothing")))
+    }
+}
+
+/// Where a value comes from. Ordered by who wins.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    Default,
+    File,
+    Env(String),
+    Flag(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File => f.write_str("file"),
+            Self::Env(name) => write!(f, "environment {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// All keys, as `section.name`, in the order in which they are shown; those that have no default
+/// cannot be found in [`Values::default`].
+const KEYS: &[&str] = &[
+    "server",
+    "storage",
+    "log_format",
+    "progress",
+    "serve.listen",
+    "serve.allow_remote",
+    "serve.defer",
+    "serve.hold",
+    "serve.create_wait",
+    "serve.head_timeout",
+    "serve.idle_timeout",
+    "serve.body_timeout",
+    "serve.grace",
+    "serve.max_uploads",
+    "serve.max_json",
+    "serve.max_files",
+    "scan.default_ignores",
+    "scan.cache",
+    "scan.cache_dir",
+    "scan.threads",
+    "upload.parallel",
+    "upload.retries",
+    "upload.defer",
+];
+
+/// Those that are paths: in a file, relative to it.
+const PATH_KEYS: &[&str] = &["storage", "scan.cache_dir"];
+
+/// Settings given as flags.
+#[derive(Debug, Default)]
+pub(super) struct Overrides(Vec<(&'static str, &'static str, String)>);
+
+impl Overrides {
+    /// Sets a key to what a flag says, if it was given.
+    pub fn set(&mut self, key: &'static str, flag: &'static str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.0.push((key, flag, value.to_string()));
+        }
+    }
+
+    /// Sets a path.
+    pub fn set_path(&mut self, key: &'static str, flag: &'static str, value: Option<&PathBuf>) {
+        self.set(key, flag, value.map(|path| path.to_string_lossy()));
+    }
+}
+
+/// The settings, and where they come from.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub values: Values,
+    table: Table,
+    sources: BTreeMap<&'static str, Source>,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Puts the settings together. `file` must exist if it is given; the default one need not.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, Failure> {
+        let defaults = Table::try_from(Values::default())
+            .map_err(|error| Failure::new(Exit::Failed, format!("BUG: no defaults: {error}")))?;
+        let mut settings = Self {
+            values: Values::default(),
+            table: defaults.clone(),
+            sources: BTreeMap::new(),
+            file: None,
+        };
+        settings.load_file(file)?;
+        for &key in KEYS {
+            let name = env_name(key);
+            match std::env::var(&name) {
+                Ok(text) => settings.set(&defaults, key, &text, Source::Env(name))?,
+                Err(std::env::VarError::NotPresent) => {}
+                Err(error) => return Err(usage(format!("{name}: {error}"))),
+            }
+        }
+        for (key, flag, text) in &overrides.0 {
+            settings.set(&defaults, key, text, Source::Flag(flag))?;
+        }
+        settings.values = Values::deserialize(settings.table.clone()).map_err(|error| {
+            usage(format!("the configuration is not valid: {}", error.message()))
+        })?;
+        Ok(settings)
+    }
+
+    fn load_file(&mut self, given: Option<&Path>) -> Result<(), Failure> {
+        let from_env = std::env::var_os("FARMHAND_CONFIG").map(PathBuf::from);
+        let named = given.map(Path::to_owned).or(from_env);
+        let must_exist = named.is_some();
+        let Some(path) = named.or_else(default_file) else { return Ok(()) };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => {
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(usage(format!(
+                    "cannot read the configuration {}: {error}",
+                    path.display()
+                )));
+            }
+        };
+        let broken = |error: toml::de::Error| {
+            usage(format!(
+                "the configuration {} is not valid: {}",
+                path.display(),
+                error.to_string().trim_end()
+            ))
+        };
+        // Once as a whole, for errors that point at the line.
+        toml::from_str::<Values>(&text).map_err(broken)?;
+        let table: Table = toml::from_str(&text).map_err(broken)?;
+        for &key in KEYS {
+            let Some(value) = get(&table, key) else { continue };
+            let value = match value {
+                Value::String(text) if PATH_KEYS.contains(&key) => {
+                    let dir = path.parent().unwrap_or(Path::new(""));
+                    Value::String(dir.join(text).to_string_lossy().into_owned())
+                }
+                value => value.clone(),
+            };
+            put(&mut self.table, key, value);
+            self.sources.insert(key, Source::File);
+        }
+        self.file = Some(path);
+        Ok(())
+    }
+
+    /// Takes a value from text; its type is that of the default.
+    fn set(
+        &mut self,
+        defaults: &Table,
+        key: &'static str,
+        text: &str,
+        source: Source,
+    ) -> Result<(), Failure> {
+        let bad = |reason: String| {
+            usage(match &source {
+                Source::Env(name) => format!("{name}={text}: {reason}"),
+                source => format!("{source} {text}: {reason}"),
+            })
+        };
+        let value = match get(defaults, key) {
+            Some(Value::Boolean(_)) => match text {
+                "true" | "1" | "yes" => Value::Boolean(true),
+                "false" | "0" | "no" => Value::Boolean(false),
+                _ => return Err(bad("write true or false".into())),
+            },
+            Some(Value::Integer(_)) => {
+                Value::Integer(text.parse().map_err(|_| bad("not a whole number".into()))?)
+            }
+            Some(Value::Array(_)) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
+            }
+            _ => Value::String(text.to_owned()),
+        };
+        let mut alone = Table::new();
+        put(&mut alone, key, value.clone());
+        Values::deserialize(alone).map_err(|error| bad(error.message().to_owned()))?;
+        put(&mut self.table, key, value);
+        self.sources.insert(key, source);
+        Ok(())
+    }
+
+    pub fn source(&self, key: &str) -> &Source {
+        self.sources.get(key).unwrap_or(&Source::Default)
+    }
+
+    /// All keys with their values, as they are written in a file, and sources.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, Option<&Value>, &Source)> {
+        KEYS.iter().map(|&key| (key, get(&self.table, key), self.source(key)))
+    }
+
+    /// The server to use; `None`: the embedded store. Of `server` and `storage`, the one that is
+    /// given closer to the command counts; in the same place, the server.
+    pub fn server(&self) -> Option<&str> {
+        let rank = |source: &Source| match source {
+            Source::Default => 0,
+            Source::File => 1,
+            Source::Env(_) => 2,
+            Source::Flag(_) => 3,
+        };
+        let server = self.values.server.as_deref()?;
+        (rank(self.source("server")) >= rank(self.source("storage"))).then_some(server)
+    }
+
+    /// The directory of the embedded store, and whether somebody chose it.
+    pub fn storage(&self) -> Result<(PathBuf, bool), Failure> {
+        match &self.values.storage {
+            Some(dir) => Ok((dir.clone(), true)),
+            None => match etcetera::base_strategy::choose_native_strategy() {
+                Ok(dirs) => Ok((dirs.data_dir().join("farmhand").join("store"), false)),
+                Err(error) => {
+                    Err(usage(format!("no place for a store: {error}; choose one with --storage")))
+                }
+            },
+        }
+    }
+
+    pub fn server_options(&self) -> server::Options {
+        let serve = &self.values.serve;
+        server::Options {
+            defer: serve.defer,
+            hold: serve.hold.0,
+            create_wait: serve.create_wait.0,
+            head_timeout: serve.head_timeout.0,
+            idle_timeout: serve.idle_timeout.0,
+            body_timeout: serve.body_timeout.0,
+            grace: serve.grace.0,
+            max_uploads: (serve.max_uploads as usize).max(1),
+            max_json_bytes: serve.max_json.as_u64(),
+            max_files: serve.max_files as usize,
+        }
+    }
+
+    pub fn scan_options(&self) -> scan::Options {
+        let scan = &self.values.scan;
+        let default_dir = || {
+            let dirs = etcetera::base_strategy::choose_native_strategy().ok()?;
+            Some(dirs.cache_dir().join("farmhand"))
+        };
+        scan::Options {
+            default_ignores: scan.default_ignores,
+            threads: (scan.threads as usize).max(1),
+            cache: if scan.cache { scan.cache_dir.clone().or_else(default_dir) } else { None },
+        }
+    }
+
+    pub fn sync_options(&self) -> agent::Options {
+        let upload = &self.values.upload;
+        agent::Options {
+            uploads: (upload.parallel as usize).max(1),
+            retries: upload.retries,
+            defer: upload.defer.0,
+        }
+    }
+}
+
+fn usage(message: String) -> Failure {
+    Failure::new(Exit::Usage, message)
+}
+
+/// Where the configuration is if nobody says otherwise.
+pub(super) fn default_file() -> Option<PathBuf> {
+    let dirs = etcetera::base_strategy::choose_native_strategy().ok()?;
+    Some(dirs.config_dir().join("farmhand").join("config.toml"))
+}
+
+/// `serve.listen` → `FARMHAND_SERVE_LISTEN`.
+fn env_name(key: &str) -> String {
+    format!("FARMHAND_{}", key.replace('.', "_").to_uppercase())
+}
+
+fn get<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        Some((section, name)) => table.get(section)?.as_table()?.get(name),
+        None => table.get(key),
+    }
+}
+
+fn put(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        Some((section, name)) => {
+            let section = table.entry(section).or_insert_with(|| Table::new().into());
+            if let Value::Table(section) = section {
+                section.insert(name.to_owned(), value);
+            }
+        }
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_are_those_of_the_settings() {
+        let defaults = Table::try_from(Values::default()).unwrap();
+        let mut known: Vec<String> = Vec::new();
+        for (name, value) in &defaults {
+            match value {
+                Value::Table(section) => {
+                    known.extend(section.keys().map(|key| format!("{name}.{key}")))
+                }
+                _ => known.push(name.clone()),
+            }
+        }
+        for key in &known {
+            assert!(KEYS.contains(&key.as_str()), "{key} is not listed");
+        }
+        for key in KEYS.iter().filter(|key| !known.iter().any(|known| known == **key)) {
+            let mut alone = Table::new();
+            put(&mut alone, key, Value::String("x".into()));
+            assert!(Values::deserialize(alone).is_ok(), "{key} is no setting");
+        }
+    }
+
+    #[test]
+    fn defaults_read_back_as_they_were() {
+        let text = toml::to_string(&Values::default()).unwrap();
+        let read: Values = toml::from_str(&text).unwrap();
+        assert_eq!(toml::to_string(&read).unwrap(), text);
+        assert_eq!(read.serve.max_json, ByteSize::mib(512));
+    }
+
+    #[test]
+    fn times_are_written_for_people() {
+        for (text, seconds) in [("30s", 30), ("1m 30s", 90), ("2h", 7200)] {
+            let time: Time = Value::String(text.into()).try_into().unwrap();
+            assert_eq!(time.0, Duration::from_secs(seconds));
+        }
+        for bad in ["30", "soon", "-5s", "0s"] {
+            assert!(Value::String(bad.into()).try_into::<Time>().is_err(), "{bad}");
+        }
+    }
+}
