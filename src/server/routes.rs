@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{any, get, post},
+    routing::{get, post},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -30,7 +30,6 @@ const MAX_RESERVED_BYTES: u64 = 1 << 20;
 pub(super) fn router(app: App) -> Router {
     let shaman = Router::new()
         .route("/files/{sha}/{size}", get(status).post(upload))
-        .route("/files/{*rest}", any(no_blob))
         .route("/checkout/requirements", post(requirements))
         .route("/checkout/create", post(create));
     Router::new()
@@ -221,15 +220,14 @@ fn check_files(files: &[FileSpec], max: usize) -> Result<Vec<crate::domain::Entr
         .collect()
 }
 
-async fn no_blob(uri: Uri) -> ApiError {
-    ApiError::bad_request(format!(
-        "{} names no blob: expected {}/files/{{sha256}}/{{size}}",
-        shown(&uri),
-        wire::SHAMAN
-    ))
-}
-
 async fn not_found(method: Method, uri: Uri) -> ApiError {
+    if uri.path().strip_prefix(wire::SHAMAN).is_some_and(|rest| rest.starts_with("/files/")) {
+        return ApiError::bad_request(format!(
+            "{} names no blob: expected {}/files/{{sha256}}/{{size}}",
+            shown(&uri),
+            wire::SHAMAN
+        ));
+    }
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {} here", shown(&uri)))
 }
 
