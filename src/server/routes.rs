@@ -5,8 +5,8 @@ use std::{any::Any, time::Duration};
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{Path, Request, State},
-    http::{HeaderMap, Method, StatusCode, Uri, header},
+    extract::{FromRequestParts, Path, Request, State},
+    http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -27,6 +27,9 @@ use crate::{
 /// How much is reserved for a JSON body at once, whatever its head promises.
 const MAX_RESERVED_BYTES: u64 = 1 << 20;
 
+/// The largest blob: what file systems can hold at most.
+const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
+
 pub(super) fn router(app: App) -> Router {
     let shaman = Router::new()
         .route("/files/{sha}/{size}", get(status).post(upload))
@@ -42,17 +45,25 @@ pub(super) fn router(app: App) -> Router {
 }
 
 /// The blob that a path names.
-pub(super) fn blob_id(sha: &str, size: &str) -> Result<BlobId, ApiError> {
-    let digest = sha.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
-    let digits = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
-    match size.parse() {
-        Ok(size_bytes) if digits && size_bytes <= i64::MAX as u64 => {
-            Ok(BlobId { digest, size_bytes })
+pub(super) struct NamedBlob(pub BlobId);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedBlob {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((sha, size)) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+        let digest = sha.parse().map_err(|error| ApiError::bad_request(format!("{error}")))?;
+        let digits = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
+        match size.parse() {
+            Ok(size_bytes) if digits && size_bytes <= MAX_BLOB_BYTES => {
+                Ok(Self(BlobId { digest, size_bytes }))
+            }
+            _ => Err(ApiError::bad_request(format!(
+                "not a size in bytes (a whole number from 0 on): {:?}",
+                size.chars().take(40).collect::<String>()
+            ))),
         }
-        _ => Err(ApiError::bad_request(format!(
-            "not a size in bytes (a whole number from 0 on): {:?}",
-            size.chars().take(40).collect::<String>()
-        ))),
     }
 }
 
@@ -62,9 +73,8 @@ async fn healthz() -> Json<serde_json::Value> {
 
 async fn status(
     State(app): State<App>,
-    Path((sha, size)): Path<(String, String)>,
+    NamedBlob(id): NamedBlob,
 ) -> Result<Json<StatusAnswer>, ApiError> {
-    let id = blob_id(&sha, &size)?;
     let store = app.store.clone();
     let status = app.exec.blocking(move || store.status(&id)).await?;
     Ok(Json(StatusAnswer { status }))
@@ -209,7 +219,7 @@ fn check_files(files: &[FileSpec], max: usize) -> Result<Vec<crate::domain::Entr
         .map(|(index, file)| {
             let entry =
                 file.to_entry(index).map_err(|error| ApiError::bad_request(error.to_string()))?;
-            if entry.blob.size_bytes > i64::MAX as u64 {
+            if entry.blob.size_bytes > MAX_BLOB_BYTES {
                 return Err(ApiError::bad_request(format!(
                     "files[{index}]: size {} is too large",
                     file.size

@@ -3,7 +3,7 @@
 use axum::{
     Extension,
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     ApiError, App, Defer, Peer,
     body::{next_piece, pieces},
-    routes::{blob_id, millis},
+    routes::{NamedBlob, millis},
 };
 use crate::{
     domain::BlobId,
@@ -41,24 +41,21 @@ impl Outcome {
 pub(super) async fn upload(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
-    Path((sha, size)): Path<(String, String)>,
+    NamedBlob(id): NamedBlob,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let start = Instant::now();
     let name =
         headers.get(wire::ORIGINAL_FILENAME).map(|value| wire::decode_filename(value.as_bytes()));
-    let result = match blob_id(&sha, &size) {
-        Ok(id) => receive(&app, id, &headers, body).await,
-        Err(error) => Err(error),
-    };
+    let result = receive(&app, id, &headers, body).await;
     let name = name.as_deref().unwrap_or("-");
     let elapsed_ms = millis(start.elapsed());
     match result {
         Ok(outcome) => {
             tracing::info!(
                 target: "farmhand::access",
-                client = %peer.0, sha, size, name, outcome = ?outcome, elapsed_ms, "upload"
+                client = %peer.0, blob = %id, name, outcome = ?outcome, elapsed_ms, "upload"
             );
             match outcome {
                 Outcome::Deferred => ApiError::new(
@@ -72,7 +69,7 @@ pub(super) async fn upload(
         Err(error) => {
             tracing::info!(
                 target: "farmhand::access",
-                client = %peer.0, sha, size, name, status = error.status().as_u16(),
+                client = %peer.0, blob = %id, name, status = error.status().as_u16(),
                 reason = error.message(), elapsed_ms, "upload failed"
             );
             error.into_response()

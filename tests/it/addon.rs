@@ -1,0 +1,215 @@
+//! The recorded sessions of both generations of the Blender add-on, sent again byte for byte.
+
+use std::{collections::HashMap, fs};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::Serialize;
+use serde_json::{Value, ser::Formatter};
+
+use super::common::*;
+
+/// Writes JSON as Python's `json.dumps` does: a space behind commas and colons, ASCII only.
+struct Python;
+
+impl Formatter for Python {
+    fn begin_array_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: std::io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, w: &mut W) -> std::io::Result<()> {
+        w.write_all(b": ")
+    }
+
+    fn write_string_fragment<W: std::io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        text: &str,
+    ) -> std::io::Result<()> {
+        for character in text.chars() {
+            if character.is_ascii() {
+                write!(w, "{character}")?;
+            } else {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    write!(w, "\\u{unit:04x}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn python_json(value: &Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Python)).unwrap();
+    bytes
+}
+
+struct Session {
+    steps: Vec<Value>,
+    /// What each blob of the session holds.
+    contents: HashMap<String, Vec<u8>>,
+}
+
+impl Session {
+    fn load(name: &str) -> Self {
+        let text = fs::read(fixture("addon-sessions").join(name)).unwrap();
+        let session: Value = serde_json::from_slice(&text).unwrap();
+        let steps = session["steps"].as_array().unwrap().clone();
+        let contents = steps.iter().filter_map(body).map(|body| (sha(&body), body)).collect();
+        Self { steps, contents }
+    }
+
+    /// Sends the Shaman steps on one connection, as the add-on does; returns the checkout's path.
+    fn replay(&self, server: &TestServer) -> String {
+        let mut connection = server.connect();
+        let mut checkout = None;
+        let mut steps = 0;
+        for step in self.steps.iter().filter(|step| is_shaman(step)) {
+            let answer = send(&mut connection, step);
+            let expected = step["status_seen"].as_u64().unwrap();
+            let path = step["path"].as_str().unwrap();
+            // Of two sessions at once, one finds what the other has sent.
+            assert!(
+                u64::from(answer.status) == expected || (expected == 204 && answer.status == 208),
+                "{path}: {answer:?}"
+            );
+            if path.ends_with("/create") {
+                checkout = Some(answer.json()["checkoutPath"].as_str().unwrap().to_owned());
+            }
+            steps += 1;
+        }
+        assert!(steps > 50, "{steps}");
+        checkout.unwrap()
+    }
+
+    /// The checkout is what the session says it should be.
+    fn check(&self, server: &TestServer, checkout: &str) {
+        let create = self
+            .steps
+            .iter()
+            .find(|step| step["path"].as_str().unwrap().ends_with("/create"))
+            .unwrap();
+        let made = tree(&server.storage().join("jobs").join(checkout));
+        let files = create["json"]["files"].as_array().unwrap();
+        assert_eq!(made.len(), files.len());
+        for file in files {
+            let (path, sha) = (file["path"].as_str().unwrap(), file["sha"].as_str().unwrap());
+            assert!(made[path] == self.contents[sha], "{path} differs");
+            // But for the .blend, which is rewritten on its way, and the list of what was packed.
+            let source = fixture("blend-project").join(path);
+            if !path.ends_with("scene.blend") && path != "pack-info.txt" {
+                assert!(made[path] == fs::read(source).unwrap(), "{path} is not the project's");
+            }
+        }
+    }
+}
+
+fn is_shaman(step: &Value) -> bool {
+    step["path"].as_str().unwrap().starts_with("/api/v3/shaman/")
+}
+
+fn body(step: &Value) -> Option<Vec<u8>> {
+    if let Some(text) = step["body_base64"].as_str() {
+        return Some(STANDARD.decode(text).unwrap());
+    }
+    step["body_file"].as_str().map(|path| fs::read(fixture(path)).unwrap())
+}
+
+fn send(connection: &mut Connection, step: &Value) -> Answer {
+    let mut head = format!(
+        "{} {} HTTP/1.1\r\nHost: localhost:8080\r\n",
+        step["method"].as_str().unwrap(),
+        step["path"].as_str().unwrap()
+    );
+    for (name, value) in step["headers"].as_object().unwrap() {
+        head.push_str(&format!("{name}: {}\r\n", value.as_str().unwrap()));
+    }
+    head.push_str("\r\n");
+    let body = match &step["json"] {
+        Value::Null => body(step).unwrap_or_default(),
+        json => python_json(json),
+    };
+    if let Some(length) = step["headers"]["Content-Length"].as_str() {
+        assert_eq!(length, body.len().to_string(), "this is not what was recorded");
+    }
+    connection.send(head.as_bytes());
+    connection.send(&body);
+    connection.answer()
+}
+
+const SESSIONS: [&str; 2] = ["v1-blender-4.5.json", "v2-blender-5.2.json"];
+
+#[test]
+fn both_generations_make_their_checkouts() {
+    for name in SESSIONS {
+        let server = TestServer::start();
+        let session = Session::load(name);
+        let checkout = session.replay(&server);
+        assert_eq!(checkout, "shot 010");
+        session.check(&server, &checkout);
+        // Once more: everything is there, and the name is taken.
+        let again = session.replay(&server);
+        assert_ne!(again, checkout);
+        session.check(&server, &again);
+    }
+}
+
+#[test]
+fn both_at_once_send_each_file_and_get_their_own_checkouts() {
+    let server = TestServer::start();
+    let sessions = SESSIONS.map(Session::load);
+    let checkouts = std::thread::scope(|scope| {
+        [0, 1, 0, 1]
+            .map(|which| {
+                scope.spawn({
+                    let (sessions, server) = (&sessions, &server);
+                    move || (which, sessions[which].replay(server))
+                })
+            })
+            .map(|replay| replay.join().unwrap())
+    });
+    for (which, checkout) in &checkouts {
+        sessions[*which].check(&server, checkout);
+    }
+    let names: std::collections::HashSet<_> = checkouts.iter().map(|(_, name)| name).collect();
+    assert_eq!(names.len(), 4);
+}
+
+#[test]
+fn what_is_not_served_yet_is_a_clear_answer_on_a_connection_that_goes_on() {
+    let server = TestServer::start();
+    let session = Session::load(SESSIONS[0]);
+    let mut connection = server.connect();
+    for step in session.steps.iter().filter(|step| !is_shaman(step)) {
+        send(&mut connection, step).is_error(404, "there is no");
+    }
+    assert_eq!(connection.get("/healthz").status, 200);
+}
+
+/// Released add-ons fold the file's name over several lines.
+#[test]
+fn folded_headers_are_joined() {
+    let server = TestServer::start();
+    let mut connection = server.connect();
+    for ending in ["\n", "\r\n"] {
+        let content = random(1000);
+        let headers = format!(
+            "User-Agent: Flamenco/3.8.5 (Blender add-on)\r\nX-Shaman-Original-Filename: \
+             =?utf-8?q?a/very/long/path/that/goes/on/for/more/than/a/line/of/its?={ending} =?utf-8?q?/header=2Eblend?=\r\n"
+        );
+        assert_eq!(connection.upload(&content, &headers).status, 204);
+        assert_eq!(server.status(&content), "stored");
+    }
+}

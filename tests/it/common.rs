@@ -1,0 +1,344 @@
+//! Servers, connections and files for tests.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use farmhand::{server, store::Store};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// No test waits longer than this for anything.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn sha(content: &[u8]) -> String {
+    farmhand::domain::Digest::from_bytes(Sha256::digest(content).into()).to_string()
+}
+
+/// `sha/size`, as in URLs.
+pub fn address(content: &[u8]) -> String {
+    format!("{}/{}", sha(content), content.len())
+}
+
+/// Content that no other test has.
+pub fn random(size: usize) -> Vec<u8> {
+    std::iter::repeat_with(|| fastrand::u8(..)).take(size).collect()
+}
+
+/// An element of `files`.
+pub fn file(content: &[u8], path: &str) -> Value {
+    serde_json::json!({ "sha": sha(content), "size": content.len(), "path": path })
+}
+
+/// A server in this process, over a store in a temporary directory.
+pub struct TestServer {
+    pub dir: TempDir,
+    pub addr: SocketAddr,
+    shutdown: CancellationToken,
+    now: CancellationToken,
+    serving: Option<JoinHandle<()>>,
+    runtime: Runtime,
+}
+
+impl TestServer {
+    pub fn start() -> Self {
+        Self::with(server::Options::default())
+    }
+
+    pub fn with(options: server::Options) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Below another directory, so that escapes can be seen.
+        let store = Store::open(&dir.path().join("storage")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (shutdown, now) = (CancellationToken::new(), CancellationToken::new());
+        let serving = runtime.spawn(server::serve(
+            vec![listener],
+            store,
+            options,
+            shutdown.clone(),
+            now.clone(),
+        ));
+        Self { dir, addr, shutdown, now, serving: Some(serving), runtime }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    pub fn storage(&self) -> PathBuf {
+        self.dir.path().join("storage")
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::new(self.addr)
+    }
+
+    /// One request on a connection of its own.
+    pub fn post_json(&self, path: &str, body: &Value) -> Answer {
+        self.connect().post_json(path, body)
+    }
+
+    pub fn upload(&self, content: &[u8]) -> Answer {
+        self.connect().upload(content, "")
+    }
+
+    pub fn status(&self, content: &[u8]) -> String {
+        let answer = self.connect().get(&format!("/api/v3/shaman/files/{}", address(content)));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["status"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the status is this.
+    pub fn until_status(&self, content: &[u8], expected: &str) {
+        until(|| self.status(content) == expected);
+    }
+
+    pub fn alive(&self) {
+        assert_eq!(self.connect().get("/healthz").status, 200);
+    }
+
+    /// How many uploads have left something behind.
+    pub fn temp_files(&self) -> usize {
+        fs::read_dir(self.storage().join("file-store/uploading")).unwrap().count()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.now.cancel();
+        if let Some(serving) = self.serving.take() {
+            let ended =
+                self.runtime.block_on(async { tokio::time::timeout(PATIENCE, serving).await });
+            if !std::thread::panicking() {
+                ended.expect("the server does not end").unwrap();
+                assert_eq!(self.temp_files(), 0, "temp files are left");
+            }
+        }
+    }
+}
+
+/// Waits until something is so.
+pub fn until(mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "it never came to be");
+        std::thread::yield_now();
+    }
+}
+
+/// A bare HTTP connection: what is sent is what is given, byte for byte.
+#[derive(Debug)]
+pub struct Connection {
+    pub stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// It is this error, in the protocol's form, and the message says this.
+    #[track_caller]
+    pub fn is_error(&self, status: u16, says: &str) {
+        assert_eq!(self.status, status, "{:?}", String::from_utf8_lossy(&self.body));
+        let problem = self.json();
+        assert_eq!(problem["code"], status);
+        let message = problem["message"].as_str().unwrap();
+        assert!(message.contains(says), "{message:?} does not say {says:?}");
+    }
+}
+
+impl Connection {
+    pub fn new(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The next answer; `None` if the server closes instead.
+    pub fn try_answer(&mut self) -> Option<Answer> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let status = line.split(' ').nth(1)?.parse().ok()?;
+        let mut length = 0;
+        loop {
+            line.clear();
+            self.reader.read_line(&mut line).ok()?;
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        self.reader.read_exact(&mut body).ok()?;
+        Some(Answer { status, body })
+    }
+
+    pub fn answer(&mut self) -> Answer {
+        self.try_answer().expect("no answer")
+    }
+
+    /// Whether the server closes the connection without a further word.
+    pub fn is_closed(&mut self) -> bool {
+        let mut byte = [0];
+        matches!(self.reader.read(&mut byte), Ok(0))
+    }
+
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        self.answer()
+    }
+
+    pub fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> Answer {
+        self.send(&post_head(path, headers, body.len() as u64));
+        // A server that answers early may close: the answer is what counts.
+        let _ = self.stream.write_all(body);
+        self.answer()
+    }
+
+    pub fn post_json(&mut self, path: &str, body: &Value) -> Answer {
+        let path = format!("/api/v3/shaman/{path}");
+        self.post(&path, "Content-Type: application/json\r\n", body.to_string().as_bytes())
+    }
+
+    pub fn upload(&mut self, content: &[u8], headers: &str) -> Answer {
+        self.post(&format!("/api/v3/shaman/files/{}", address(content)), headers, content)
+    }
+
+    /// Sends the head of an upload, and half of its body.
+    pub fn half_upload(&mut self, content: &[u8], headers: &str) {
+        let path = format!("/api/v3/shaman/files/{}", address(content));
+        self.send(&post_head(&path, headers, content.len() as u64));
+        self.send(&content[..content.len() / 2]);
+    }
+
+    /// Sends the other half.
+    pub fn other_half(&mut self, content: &[u8]) -> Answer {
+        self.send(&content[content.len() / 2..]);
+        self.answer()
+    }
+}
+
+pub fn post_head(path: &str, headers: &str, length: u64) -> Vec<u8> {
+    format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n{headers}\r\n")
+        .into_bytes()
+}
+
+/// All files below a directory, links followed, with their content.
+pub fn tree(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in walkdir::WalkDir::new(root) {
+        let entry = entry.unwrap();
+        if !entry.file_type().is_dir() {
+            let path = entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            found.insert(path, fs::read(entry.path()).unwrap());
+        }
+    }
+    found
+}
+
+/// Copies a folder.
+pub fn copy(from: &Path, to: &Path) {
+    for (path, content) in tree(from) {
+        let path = to.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+}
+
+/// The program, with nothing of the user's configuration, in directories of its own.
+pub fn farmhand(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farmhand"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("FARMHAND_") || text.to_lowercase().ends_with("_proxy") {
+            command.env_remove(&name);
+        }
+    }
+    for (name, dir) in [
+        ("HOME", "home"),
+        ("XDG_CACHE_HOME", "cache"),
+        ("XDG_CONFIG_HOME", "config"),
+        ("XDG_DATA_HOME", "data"),
+    ] {
+        command.env(name, home.join(dir));
+    }
+    command
+}
+
+/// A server in a process of its own.
+pub struct ServerProcess {
+    pub child: Child,
+    pub url: String,
+}
+
+impl ServerProcess {
+    pub fn start(home: &Path, storage: &Path, arguments: &[&str]) -> Self {
+        let mut child = farmhand(home)
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0", "--storage"])
+            .arg(storage)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        assert!(url.starts_with("http://127.0.0.1:"), "{url:?}");
+        Self { child, url: url.trim().to_owned() }
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::new(self.url["http://".len()..].trim_end_matches('/').parse().unwrap())
+    }
+
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
