@@ -18,7 +18,7 @@ use crate::{
 
 /// How often the server is asked what is missing. More than two are needed only when files change
 /// meanwhile, or the server loses blobs.
-const MAX_ROUNDS: u32 = 10;
+const MAX_ROUNDS: u32 = 6;
 
 /// How often a file may change during one job before it is left out.
 const MAX_CHANGES: u32 = 3;
