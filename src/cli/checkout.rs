@@ -112,8 +112,8 @@ impl Checkout {
             let (path, report) = agent::create_checkout(
                 &mut session.client,
                 scan,
-                session.scanner.clone(),
-                session.progress.clone(),
+                session.scans.scanner.clone(),
+                session.scans.progress.clone(),
                 context.settings.sync_options(),
                 &wish,
             )

@@ -1,9 +1,6 @@
 //! `farmhand hash PATH…`
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
@@ -12,10 +9,9 @@ use super::{
     Context,
     exit::{Exit, Failure},
     print, print_json,
-    session::ScanArgs,
+    session::{ScanArgs, Scans, interrupted, report_skipped},
     settings::Overrides,
 };
-use crate::{meter::Progress, scan::Scanner};
 
 #[derive(Debug, Args)]
 pub(super) struct Hash {
@@ -31,30 +27,29 @@ impl Hash {
         self.scan.overrides(overrides);
     }
 
-    pub fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        // Without a runtime there is no bar, and Ctrl-C ends the process: the cache survives that.
-        let mut scanner = Scanner::new(
-            context.settings.scan_options(),
-            Arc::new(Progress::default()),
-            Arc::new(AtomicBool::new(false)),
-        )?;
+    pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let scans = Scans::new(context)?;
         let mut exit = Exit::Done;
         for path in &self.paths {
-            let scan = scanner.scan(path)?;
+            let scan = tokio::select! {
+                scan = scans.scan(context, path) => scan?,
+                () = interrupted() => {
+                    scans.stop().await;
+                    return Err(Failure::interrupted());
+                }
+            };
             let is_file = path.is_file();
             for file in &scan.files {
                 let shown = if is_file { path.clone() } else { path.join(file.path.as_str()) };
                 let (sha, size) = (file.digest, file.fingerprint.size_bytes);
                 if context.json {
-                    print_json(
-                        &json!({ "sha256": sha, "size": size, "path": shown.to_string_lossy() }),
-                    )?;
+                    let path = shown.to_string_lossy();
+                    print_json(&json!({ "sha256": sha, "size": size, "path": path }))?;
                 } else {
                     print(&format!("{sha}  {size}  {}", escaped(&shown.to_string_lossy())))?;
                 }
             }
-            for skipped in &scan.skipped {
-                tracing::warn!("skipped {}: {}", skipped.path, skipped.reason);
+            if report_skipped(&scan.skipped) != Exit::Done {
                 exit = Exit::Skipped;
             }
         }

@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Checkout(command) => block_on(command.run(&context)),
         Command::Push(command) => block_on(command.run(&context)),
-        Command::Hash(command) => command.run(&context),
+        Command::Hash(command) => block_on(command.run(&context)),
         Command::Serve(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
         Command::Config(command) => command.run(&context),

@@ -52,8 +52,8 @@ impl Push {
                 let report = agent::sync(
                     &mut session.client,
                     scan,
-                    session.scanner.clone(),
-                    session.progress.clone(),
+                    session.scans.scanner.clone(),
+                    session.scans.progress.clone(),
                     context.settings.sync_options(),
                 )
                 .await?;

@@ -104,14 +104,55 @@ struct Embedded {
     serving: JoinHandle<()>,
 }
 
+/// A scanner on a thread of its own, with progress.
+pub(super) struct Scans {
+    pub scanner: Arc<Mutex<Scanner>>,
+    pub progress: Arc<Progress>,
+    stop: Arc<AtomicBool>,
+    exec: Exec,
+}
+
+impl Scans {
+    pub fn new(context: &Context) -> Result<Self, Failure> {
+        let (progress, stop) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let options = context.settings.scan_options();
+        let scanner = Scanner::new(options, progress.clone(), stop.clone())?;
+        Ok(Self { scanner: Arc::new(Mutex::new(scanner)), progress, stop, exec: Exec::default() })
+    }
+
+    /// Shows progress until it is dropped.
+    pub fn display(&self, context: &Context) -> Display {
+        Display::start(self.progress.clone(), context.settings.values.progress, &context.logs)
+    }
+
+    /// Scans a folder or a file, and shows how far that is.
+    pub async fn scan(&self, context: &Context, path: &Path) -> Result<Scan, Failure> {
+        let _display = self.display(context);
+        self.scan_quietly(path).await
+    }
+
+    async fn scan_quietly(&self, path: &Path) -> Result<Scan, Failure> {
+        let (scanner, path) = (self.scanner.clone(), path.to_owned());
+        self.exec
+            .blocking(move || match scanner.lock() {
+                Ok(mut scanner) => scanner.scan(&path).map_err(Failure::from),
+                Err(_) => Err(Failure::new(Exit::Failed, "BUG: an earlier scan panicked")),
+            })
+            .await
+    }
+
+    /// Has a scan end soon, and waits for that: what is hashed by then is remembered.
+    pub async fn stop(&self) {
+        self.stop.store(true, Relaxed);
+        self.exec.finish().await;
+    }
+}
+
 /// All that a sync needs.
 pub(super) struct Session {
     pub client: Shaman,
-    pub scanner: Arc<Mutex<Scanner>>,
-    pub progress: Arc<Progress>,
+    pub scans: Scans,
     embedded: Option<Embedded>,
-    stop: Arc<AtomicBool>,
-    exec: Exec,
 }
 
 impl Session {
@@ -122,30 +163,22 @@ impl Session {
         work: impl AsyncFnOnce(&mut Self) -> Result<Exit, Failure>,
     ) -> Result<Exit, Failure> {
         let mut session = Self::start(context).await?;
-        let display = Display::start(
-            session.progress.clone(),
-            context.settings.values.progress,
-            &context.logs,
-        );
-        let stop = session.stop.clone();
+        let display = session.scans.display(context);
         let result = tokio::select! {
             result = work(&mut session) => result,
             () = interrupted() => Err(Failure::interrupted()),
         };
         drop(display);
-        stop.store(true, Relaxed);
         if let Some(embedded) = session.embedded.take() {
             embedded.shutdown.cancel();
             let _ = embedded.serving.await;
         }
-        session.exec.finish().await;
+        session.scans.stop().await;
         result
     }
 
     async fn start(context: &Context) -> Result<Self, Failure> {
         let settings = &context.settings;
-        let (progress, stop) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
-        let scanner = Scanner::new(settings.scan_options(), progress.clone(), stop.clone())?;
         let retries = settings.values.upload.retries as usize;
         let options = client::Options { retries, ..client::Options::default() };
         let (client, embedded) = match settings.server() {
@@ -160,31 +193,16 @@ impl Session {
                 (Shaman::new(&embedded.0, options)?, Some(embedded.1))
             }
         };
-        Ok(Self {
-            client,
-            scanner: Arc::new(Mutex::new(scanner)),
-            progress,
-            embedded,
-            stop,
-            exec: Exec::default(),
-        })
+        Ok(Self { client, scans: Scans::new(context)?, embedded })
     }
 
-    /// Scans a folder on another thread.
+    /// Scans a folder.
     pub async fn scan(&self, dir: &Path) -> Result<Scan, Failure> {
         if dir.is_file() {
             let message = format!("{} is a file; give the folder it belongs to", dir.display());
             return Err(Failure::new(Exit::Usage, message));
         }
-        let (scanner, dir) = (self.scanner.clone(), dir.to_owned());
-        let scan = self
-            .exec
-            .blocking(move || match scanner.lock() {
-                Ok(mut scanner) => scanner.scan(&dir).map_err(Failure::from),
-                Err(_) => Err(Failure::new(Exit::Failed, "BUG: an earlier scan panicked")),
-            })
-            .await?;
-        Ok(scan)
+        self.scans.scan_quietly(dir).await
     }
 
     /// Where a checkout is on this machine, if its store is embedded.
