@@ -51,6 +51,8 @@ pub struct SyncReport {
     pub uploaded_files: u64,
     /// Their bytes.
     pub uploaded_bytes: u64,
+    /// Files whose blobs the server had when it was first asked.
+    pub already_stored_files: u64,
     /// How often the server said that somebody else is sending a blob.
     pub deferrals: u64,
     /// How often something was tried again.
@@ -72,6 +74,8 @@ pub enum SyncError {
         url: String,
         /// What happened last.
         reason: String,
+        /// Whether the server said that, and not the lack of one.
+        reached: bool,
     },
     /// The server says that a file is not what its digest says, and it is.
     #[error("{url} takes {path} for damaged, each time it is sent: {reason}")]
@@ -118,6 +122,10 @@ pub async fn sync(
     for round in 1..=MAX_ROUNDS {
         progress.enter(Phase::Asking);
         let missing = missing(client, &files).await?;
+        if round == 1 {
+            let asked_for: usize = missing.iter().map(|(_, same)| same.len()).sum();
+            report.already_stored_files = (files.len() - asked_for) as u64;
+        }
         let Some((_, first)) = missing.first() else {
             report.files = files.into_values().collect();
             report.skipped.sort_unstable_by(|a, b| a.path.cmp(&b.path));
@@ -258,6 +266,7 @@ pub async fn create_checkout(
         total = SyncReport {
             uploaded_files: total.uploaded_files + again.uploaded_files,
             uploaded_bytes: total.uploaded_bytes + again.uploaded_bytes,
+            already_stored_files: total.already_stored_files,
             deferrals: total.deferrals + again.deferrals,
             retries: total.retries + again.retries + 1,
             ..again

@@ -78,7 +78,7 @@ impl<'a> Counts<'a> {
             cached_files,
             uploaded_files: report.uploaded_files,
             uploaded_bytes: report.uploaded_bytes,
-            already_stored_files: (files as u64).saturating_sub(report.uploaded_files),
+            already_stored_files: report.already_stored_files,
             deferrals: report.deferrals,
             retries: report.retries,
             skipped: &report.skipped,
@@ -136,8 +136,9 @@ impl Checkout {
 
 /// The folder's name and the time: `shot 010-20261123T195738Z`.
 fn default_name(dir: &Path) -> CheckoutPath {
-    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-    let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let time = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    CheckoutPath::sanitized(&format!("{}-{time}", CheckoutPath::sanitized(&name)))
+    // `.` and `..` have no name of their own.
+    let real = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let time = Timestamp::now().strftime("-%Y%m%dT%H%M%SZ").to_string();
+    CheckoutPath::sanitized(&name, &time)
 }

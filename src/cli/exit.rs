@@ -80,7 +80,17 @@ impl Failure {
         if !self.message.is_empty() {
             match format {
                 LogFormat::Text => eprintln!("farmhand: {}", self.message),
-                LogFormat::Json => tracing::error!("{}", self.message),
+                // Not through the log, whose filter may be anything.
+                LogFormat::Json => eprintln!(
+                    "{}",
+                    serde_json::json!({
+                        "timestamp": jiff::Timestamp::now(),
+                        "level": "ERROR",
+                        "fields": { "message": self.message },
+                        "target": "farmhand::cli",
+                        "exit_code": self.exit as u8,
+                    })
+                ),
             }
         }
         self.exit.into()
@@ -90,6 +100,9 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (exit, next) = match error {
+            _ if error.is_gateway() => {
+                (Exit::Unreachable, "run this again when the server is back")
+            }
             ClientError::BadUrl { .. } => {
                 (Exit::Usage, "give --server a URL like http://farm:8080/")
             }
@@ -120,7 +133,10 @@ impl From<SyncError> for Failure {
     fn from(error: SyncError) -> Self {
         let (exit, next) = match error {
             SyncError::Client(error) => return error.into(),
-            SyncError::Exhausted { .. } => {
+            SyncError::Exhausted { reached: true, .. } => {
+                (Exit::Failed, "see the server's log, then run this again: what was sent is kept")
+            }
+            SyncError::Exhausted { reached: false, .. } => {
                 (Exit::Unreachable, "run this again when the server is well: what was sent is kept")
             }
             SyncError::Integrity { .. } => (

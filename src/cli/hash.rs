@@ -34,7 +34,10 @@ impl Hash {
             let scan = tokio::select! {
                 scan = scans.scan(context, path) => scan?,
                 () = interrupted() => {
-                    scans.stop().await;
+                    tokio::select! {
+                        () = scans.stop() => {}
+                        () = interrupted() => {} // a file that hangs
+                    }
                     return Err(Failure::interrupted());
                 }
             };

@@ -134,11 +134,14 @@ pub fn main() -> ExitCode {
 }
 
 fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?
-        .block_on(command)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
+    let result = runtime.block_on(command);
+    // What must come to its end has: a thread that hangs in a dead mount must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 /// Prints one line of results. A reader that has gone away (`| head`) is no error worth a word.

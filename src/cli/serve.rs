@@ -46,6 +46,7 @@ impl Serve {
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        raise_file_limit();
         let settings = &context.settings;
         let addresses = addresses(settings)?;
         let (dir, _) = settings.storage()?;
@@ -99,6 +100,19 @@ impl Serve {
             () = serving => {}
         }
         Ok(Exit::Done)
+    }
+}
+
+/// Every connection is an open file, and every upload another: the usual soft limit of 1024 is few.
+fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit { current: limit.maximum, ..limit };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::debug!("the limit of open files stays as it is: {error}");
+        }
     }
 }
 

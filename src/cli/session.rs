@@ -92,6 +92,7 @@ impl ScanArgs {
             self.no_default_ignores.then_some(false),
         );
         overrides.set("scan.cache", "--no-cache", self.no_cache.then_some(false));
+        overrides.set("scan.cache", "--cache-dir", self.cache_dir.as_ref().map(|_| true));
         overrides.set_path("scan.cache_dir", "--cache-dir", self.cache_dir.as_ref());
         overrides.set("scan.threads", "--threads", self.threads);
     }
@@ -169,12 +170,20 @@ impl Session {
             () = interrupted() => Err(Failure::interrupted()),
         };
         drop(display);
-        if let Some(embedded) = session.embedded.take() {
+        tokio::select! {
+            () = session.end() => result,
+            // Something hangs that cannot be waited for, and the user knows.
+            () = interrupted() => Err(Failure::interrupted()),
+        }
+    }
+
+    /// Ends what goes on in the background.
+    async fn end(&mut self) {
+        if let Some(embedded) = self.embedded.take() {
             embedded.shutdown.cancel();
             let _ = embedded.serving.await;
         }
-        session.scans.stop().await;
-        result
+        self.scans.stop().await;
     }
 
     async fn start(context: &Context) -> Result<Self, Failure> {

@@ -47,6 +47,7 @@ pub(super) struct Serve {
     pub idle_timeout: Time,
     pub body_timeout: Time,
     pub grace: Time,
+    pub max_connections: u32,
     pub max_uploads: u32,
     pub max_json: ByteSize,
     pub max_files: u32,
@@ -65,6 +66,7 @@ impl Default for Serve {
             idle_timeout: Time(options.idle_timeout),
             body_timeout: Time(options.body_timeout),
             grace: Time(options.grace),
+            max_connections: saturating_u32(options.max_connections),
             max_uploads: saturating_u32(options.max_uploads),
             max_json: ByteSize::b(options.max_json_bytes),
             max_files: saturating_u32(options.max_files),
@@ -225,6 +227,7 @@ const KEYS: &[&str] = &[
     "serve.idle_timeout",
     "serve.body_timeout",
     "serve.grace",
+    "serve.max_connections",
     "serve.max_uploads",
     "serve.max_json",
     "serve.max_files",
@@ -242,7 +245,11 @@ const PATH_KEYS: &[&str] = &["storage", "scan.cache_dir"];
 
 /// Settings given as flags.
 #[derive(Debug, Default)]
-pub(super) struct Overrides(Vec<(&'static str, &'static str, String)>);
+pub(super) struct Overrides(
+    Vec<(&'static str, &'static str, String)>,
+    /// A flag with a path that no setting can hold.
+    Option<(&'static str, PathBuf)>,
+);
 
 impl Overrides {
     /// Sets a key to what a flag says, if it was given.
@@ -254,7 +261,12 @@ impl Overrides {
 
     /// Sets a path.
     pub fn set_path(&mut self, key: &'static str, flag: &'static str, value: Option<&PathBuf>) {
-        self.set(key, flag, value.map(|path| path.to_string_lossy()));
+        if let Some(path) = value {
+            match path.to_str() {
+                Some(text) => self.set(key, flag, Some(text)),
+                None => self.1 = Some((flag, path.clone())),
+            }
+        }
     }
 }
 
@@ -271,6 +283,12 @@ pub(super) struct Settings {
 impl Settings {
     /// Puts the settings together. `file` must exist if it is given; the default one need not.
     pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, Failure> {
+        if let Some((flag, path)) = &overrides.1 {
+            return Err(usage(format!(
+                "{flag} {}: the path is not UTF-8; choose another",
+                path.display()
+            )));
+        }
         let defaults = Table::try_from(Values::default())
             .map_err(|error| Failure::new(Exit::Failed, format!("BUG: no defaults: {error}")))?;
         let mut settings = Self {
@@ -283,6 +301,7 @@ impl Settings {
         for &key in KEYS {
             let name = env_name(key);
             match std::env::var(&name) {
+                Ok(text) if text.is_empty() => {}
                 Ok(text) => settings.set(&defaults, key, &text, Source::Env(name))?,
                 Err(std::env::VarError::NotPresent) => {}
                 Err(error) => return Err(usage(format!("{name}: {error}"))),
@@ -298,7 +317,8 @@ impl Settings {
     }
 
     fn load_file(&mut self, given: Option<&Path>) -> Result<(), Failure> {
-        let from_env = std::env::var_os("FARMHAND_CONFIG").map(PathBuf::from);
+        let from_env = std::env::var_os("FARMHAND_CONFIG").filter(|path| !path.is_empty());
+        let from_env = from_env.map(PathBuf::from);
         let named = given.map(Path::to_owned).or(from_env);
         let must_exist = named.is_some();
         let Some(path) = named.or_else(default_file) else { return Ok(()) };
@@ -422,6 +442,7 @@ impl Settings {
             idle_timeout: serve.idle_timeout.0,
             body_timeout: serve.body_timeout.0,
             grace: serve.grace.0,
+            max_connections: (serve.max_connections as usize).max(1),
             max_uploads: (serve.max_uploads as usize).max(1),
             max_json_bytes: serve.max_json.as_u64(),
             max_files: serve.max_files as usize,

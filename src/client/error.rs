@@ -127,6 +127,13 @@ impl ClientError {
         }
     }
 
+    /// Whether something in front of the server says that it is not there (502, 503, 504).
+    pub fn is_gateway(&self) -> bool {
+        const AWAY: [StatusCode; 3] =
+            [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+        matches!(self, Self::Status { status, .. } if AWAY.contains(status))
+    }
+
     /// Whether the server has certainly done nothing.
     pub(super) fn was_not_seen(&self) -> bool {
         match self {

@@ -31,6 +31,9 @@ const USER_AGENT: &str = concat!("farmhand/", env!("CARGO_PKG_VERSION"));
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 
+/// How long an error's body may take.
+const ERROR_TEXT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// If a server has made up its mind before it has seen more than this of the rest of a body, the
 /// rest is not sent and the connection given up.
 const FINISH_REST_BYTES: u64 = 1 << 20;
@@ -73,8 +76,15 @@ pub enum UploadOutcome {
     Rejected(String),
     /// The connection broke before an answer: ask for the status.
     Unknown(String),
-    /// The server cannot now (408, 429, 5xx): try again, not before this time.
-    Later(String, Option<Duration>),
+    /// Not now: the server cannot be reached, or says so (408, 429, 5xx). Try again later.
+    Later {
+        /// Why.
+        reason: String,
+        /// How long the server wants to be left alone.
+        pause: Option<Duration>,
+        /// Whether it was the server that said so.
+        reached: bool,
+    },
 }
 
 /// A connection pool to one Shaman server. Cheap to clone.
@@ -214,7 +224,8 @@ impl Shaman {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) if error.is_connect() => {
-                return Ok(UploadOutcome::Later(error::innermost(&error), None));
+                let reason = error::innermost(&error);
+                return Ok(UploadOutcome::Later { reason, pause: None, reached: false });
             }
             Err(error) => return Ok(UploadOutcome::Unknown(error::innermost(&error))),
         };
@@ -233,7 +244,8 @@ impl Shaman {
         if status == StatusCode::EXPECTATION_FAILED {
             Ok(UploadOutcome::Rejected(error.to_string()))
         } else if error.is_transient() {
-            Ok(UploadOutcome::Later(error.to_string(), retry_after))
+            let reached = !error.is_gateway();
+            Ok(UploadOutcome::Later { reason: error.to_string(), pause: retry_after, reached })
         } else {
             Err(error)
         }
@@ -301,11 +313,15 @@ impl Shaman {
     async fn error(&self, mut answer: Response, url: &Url) -> ClientError {
         let status = answer.status();
         let mut text = Vec::new();
-        while let Ok(Some(chunk)) = answer.chunk().await
-            && text.len() < MAX_ERROR_BYTES
-        {
-            text.extend_from_slice(&chunk);
-        }
+        let read = async {
+            while let Ok(Some(chunk)) = answer.chunk().await
+                && text.len() < MAX_ERROR_BYTES
+            {
+                text.extend_from_slice(&chunk);
+            }
+        };
+        // The status is what counts: without its text, an error is still one.
+        let _ = tokio::time::timeout(ERROR_TEXT_TIMEOUT, read).await;
         let message = serde_json::from_slice::<Problem>(&text).ok().map(|problem| problem.message);
         ClientError::from_answer(self.base.as_str(), url.path(), status, message)
     }

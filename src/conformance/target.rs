@@ -1,5 +1,7 @@
 //! The server that is checked: plain requests, no retries, nothing interpreted.
 
+use std::time::Duration;
+
 use reqwest::{Method, StatusCode, Url, header};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -12,6 +14,9 @@ use crate::{
 
 /// Why a server cannot be checked.
 pub type TargetError = ClientError;
+
+/// How long a server may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A server to check.
 #[derive(Debug)]
@@ -82,7 +87,7 @@ impl Target {
         body: Vec<u8>,
     ) -> Result<Answer, String> {
         let url = format!("{}{}/{path}", self.base, &wire::SHAMAN[1..]);
-        let mut request = self.http.request(method.clone(), url);
+        let mut request = self.http.request(method.clone(), url).timeout(ANSWER_TIMEOUT);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

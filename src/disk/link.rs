@@ -30,7 +30,9 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
         use rustix::{fs, io::Errno};
         match fs::renameat_with(fs::CWD, from, fs::CWD, to, fs::RenameFlags::NOREPLACE) {
             // NFS and some FUSE file systems do not know the flag.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+            Err(error)
+                if [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP]
+                    .contains(&error) => {}
             done => return Ok(done?),
         }
     }

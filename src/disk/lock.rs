@@ -43,7 +43,11 @@ impl Lock {
             .open(path)
             .on("open", path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { file, path: path.to_owned() }),
+            Ok(()) => {
+                // What the last holder said of itself does not hold for us.
+                file.set_len(0).on("write", path)?;
+                Ok(Self { file, path: path.to_owned() })
+            }
             Err(TryLockError::WouldBlock) => {
                 let mut note = String::new();
                 // The note is a courtesy: a holder that left none still holds the lock.
@@ -85,6 +89,8 @@ mod tests {
             other => panic!("{other:?}"),
         }
         drop(first);
-        Lock::acquire(&path).unwrap();
+        // The note was the first one's; it does not hold for the next.
+        let _next = Lock::acquire(&path).unwrap();
+        assert!(matches!(Lock::acquire(&path), Err(LockError::Held { note }) if note.is_empty()));
     }
 }

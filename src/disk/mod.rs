@@ -10,6 +10,6 @@ mod stat;
 pub use error::{DiskError, IoContext};
 pub use link::{rename_new, symlink};
 pub use lock::{Lock, LockError};
-pub use publish::{TempFile, sync_dir};
+pub use publish::{TempFile, sync_dir, sync_file_system};
 pub(crate) use stat::unix_ns;
 pub use stat::{Fingerprint, touch};

@@ -81,6 +81,26 @@ pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
+/// Makes everything durable that was written before to the file system that `path` is on.
+///
+/// # Errors
+/// If it cannot be synced.
+pub fn sync_file_system(path: &Path) -> Result<(), DiskError> {
+    #[cfg(target_os = "linux")]
+    {
+        let dir = File::open(path).on("open", path)?;
+        rustix::fs::syncfs(dir).map_err(Into::into).on("sync the file system of", path)?;
+    }
+    #[cfg(all(unix, not(target_os = "linux")))]
+    {
+        let _ = path;
+        rustix::fs::sync();
+    }
+    #[cfg(not(unix))]
+    let _ = path; // NTFS journals names; content is synced before it is renamed
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,11 +69,16 @@ pub fn touch(path: &Path) -> Result<(), DiskError> {
     }
     #[cfg(not(unix))]
     {
-        std::fs::File::options()
-            .write(true)
-            .open(path)
-            .and_then(|file| file.set_modified(SystemTime::now()))
-            .on("touch", path)
+        let mut options = std::fs::File::options();
+        #[cfg(windows)]
+        {
+            // Blobs are read-only: only the right to write attributes is to be had.
+            const FILE_WRITE_ATTRIBUTES: u32 = 0x100;
+            std::os::windows::fs::OpenOptionsExt::access_mode(&mut options, FILE_WRITE_ATTRIBUTES);
+        }
+        #[cfg(not(windows))]
+        options.write(true);
+        options.open(path).and_then(|file| file.set_modified(SystemTime::now())).on("touch", path)
     }
 }
 

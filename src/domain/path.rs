@@ -5,6 +5,10 @@ use std::{fmt, str::FromStr};
 /// The longest path accepted, in bytes: Linux's `PATH_MAX` less room for the storage directory.
 pub const MAX_PATH_BYTES: usize = 3072;
 
+/// The most parts a path may have. Each is a directory that must be made, held open while it is
+/// removed, and climbed by the links in it; no project comes near.
+const MAX_PARTS: usize = 128;
+
 /// The longest part of a path, in bytes: `NAME_MAX` of Linux's file systems.
 const MAX_PART_BYTES: usize = 255;
 
@@ -39,6 +43,9 @@ pub enum PathError {
         /// Its length in bytes.
         bytes: usize,
     },
+    /// More than 128 parts.
+    #[error("the path has more than {MAX_PARTS} parts")]
+    TooDeep,
     /// A part longer than a file name may be.
     #[error("a part of the path is longer than {MAX_PART_BYTES} bytes: {0:?}")]
     PartTooLong(String),
@@ -115,8 +122,9 @@ impl CheckoutPath {
         self.0.as_str()
     }
 
-    /// The closest valid name to any text: characters that cannot stand in one become `_`.
-    pub fn sanitized(text: &str) -> Self {
+    /// The closest valid name to any text, with something short behind it: characters that cannot
+    /// stand in a name become `_`, and text that is too long is cut.
+    pub fn sanitized(text: &str, suffix: &str) -> Self {
         let mut part = String::new();
         for character in text.trim().chars() {
             let bad = NOT_IN_CHECKOUT_PATHS.contains(&character)
@@ -128,7 +136,8 @@ impl CheckoutPath {
             }
             part.push(character);
         }
-        part.parse().unwrap_or_else(|_| Self(RelPath("checkout".into())))
+        let name = format!("{part}{suffix}").parse();
+        name.unwrap_or_else(|_| Self(RelPath(format!("checkout{suffix}").into())))
     }
 }
 
@@ -167,6 +176,9 @@ fn check(text: &str, excluded: &[char]) -> Result<(), PathError> {
     if let Some(character) = text.chars().find(|c| matches!(c, '\0' | '\\') || excluded.contains(c))
     {
         return Err(PathError::BadCharacter { path: text.to_owned(), character });
+    }
+    if text.split('/').count() > MAX_PARTS {
+        return Err(PathError::TooDeep);
     }
     for part in text.split('/') {
         if matches!(part, "" | "." | "..") {
@@ -224,6 +236,8 @@ mod tests {
             assert!(bad.parse::<CheckoutPath>().is_err(), "{bad:?}");
         }
         assert!("x".repeat(256).parse::<RelPath>().is_err());
+        assert!(vec!["x"; MAX_PARTS].join("/").parse::<RelPath>().is_ok());
+        assert_eq!(vec!["x"; MAX_PARTS + 1].join("/").parse::<RelPath>(), Err(PathError::TooDeep));
         assert!("x/".repeat(2500).trim_end_matches('/').parse::<RelPath>().is_err());
         for bad in ["a?b", "a*", "a;b", "{jobs}", "}", "shot:1"] {
             assert!(bad.parse::<CheckoutPath>().is_err(), "{bad:?}");
@@ -254,7 +268,8 @@ mod tests {
 
         #[test]
         fn any_text_has_a_sanitized_name(text in any::<String>()) {
-            let name = CheckoutPath::sanitized(&text);
+            let name = CheckoutPath::sanitized(&text, "-7");
+            prop_assert!(name.as_str().ends_with("-7"));
             prop_assert_eq!(name.as_str().parse::<CheckoutPath>().unwrap(), name);
         }
     }

@@ -7,14 +7,15 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use super::walk::Found;
 use crate::{
-    disk::{Fingerprint, unix_ns},
+    disk::{Fingerprint, Lock, LockError, unix_ns},
     domain::{Digest, RelPath},
 };
 
@@ -63,21 +64,20 @@ impl HashCache {
     pub fn open(dir: Option<&Path>) -> Self {
         let Some(dir) = dir else { return Self { open: None } };
         let path = dir.join(FILE_NAME);
-        let connection =
-            fs::create_dir_all(dir).map_err(|error| error.to_string()).and_then(|()| {
-                match connect(&path) {
-                    Err(error) if is_corrupt(&error) => {
-                        set_aside(&path);
-                        connect(&path)
-                    }
-                    result => result,
-                }
-                .map_err(|error| error.to_string())
-            });
+        if let Err(error) = fs::create_dir_all(dir) {
+            warn_unusable(&path, &error.to_string());
+            return Self { open: None };
+        }
+        let connection = match connect(&path) {
+            Err(error) if is_corrupt(&error) => {
+                begin_anew(&path, |_| Ok(())).map(|(fresh, ())| fresh)
+            }
+            connection => connection,
+        };
         match connection {
             Ok(connection) => Self { open: Some((connection, path)) },
             Err(error) => {
-                warn_unusable(&path, &error);
+                warn_unusable(&path, &explain(&error));
                 Self { open: None }
             }
         }
@@ -116,41 +116,64 @@ impl HashCache {
     /// Does something with the cache. If it turns out to be corrupt, begins it anew and tries once
     /// more; if anything else is wrong, goes on without it.
     fn with<T>(&mut self, action: impl Fn(&mut Connection) -> rusqlite::Result<T>) -> Option<T> {
-        let (connection, path) = self.open.as_mut()?;
-        let error = match action(connection) {
-            Ok(value) => return Some(value),
-            Err(error) => error,
-        };
-        let path = path.clone();
-        self.open = None;
-        if is_corrupt(&error) {
-            set_aside(&path);
-            let again = connect(&path).and_then(|mut connection| {
-                let value = action(&mut connection)?;
-                Ok((connection, value))
-            });
-            match again {
-                Ok((connection, value)) => {
-                    self.open = Some((connection, path));
-                    return Some(value);
-                }
-                Err(error) => warn_unusable(&path, &error.to_string()),
+        let (mut connection, path) = self.open.take()?;
+        let done = match action(&mut connection) {
+            Err(error) if is_corrupt(&error) => {
+                drop(connection);
+                begin_anew(&path, action)
             }
-        } else {
-            warn_unusable(&path, &error.to_string());
+            done => done.map(|value| (connection, value)),
+        };
+        match done {
+            Ok((connection, value)) => {
+                self.open = Some((connection, path));
+                Some(value)
+            }
+            Err(error) => {
+                warn_unusable(&path, &explain(&error));
+                None
+            }
         }
-        None
     }
 }
 
 fn warn_unusable(path: &Path, error: &str) {
     tracing::warn!(
-        "the hash cache {} cannot be used ({error}): files are hashed again; make room there, or choose another place with --cache-dir",
+        "the hash cache {} cannot be used: {error}; files are hashed again next time, unless you choose another place with --cache-dir",
         path.display()
     );
 }
 
+fn explain(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => format!("{error}: make room there"),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            format!("{error}: another farmhand has it")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Opens the database. Several processes may do so for the first time together, and SQLite does not
+/// wait where one of them switches it to WAL: so we do.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let start = Instant::now();
+    loop {
+        match try_connect(path) {
+            Err(error)
+                if matches!(
+                    error.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+                ) && start.elapsed() < BUSY_TIMEOUT =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            connection => return connection,
+        }
+    }
+}
+
+fn try_connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -159,37 +182,68 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// Whether an error is about what is in the file, and not about the way to it.
 fn is_corrupt(error: &rusqlite::Error) -> bool {
-    match error {
-        rusqlite::Error::SqliteFailure(cause, _) => {
-            matches!(cause.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-        }
-        // A table of that name with other columns or types in it.
-        rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..) => {
-            true
-        }
-        rusqlite::Error::SqlInputError { .. } => true,
-        _ => false,
+    use ErrorCode::{
+        ConstraintViolation, DatabaseCorrupt, NotADatabase, SchemaChanged, TypeMismatch, Unknown,
+    };
+    match error.sqlite_error_code() {
+        Some(code) => matches!(
+            code,
+            // `Unknown` is SQLite's general error: a table with other columns, for instance.
+            DatabaseCorrupt
+                | NotADatabase
+                | ConstraintViolation
+                | SchemaChanged
+                | TypeMismatch
+                | Unknown
+        ),
+        // Values that are not of the type they should be, text that is no UTF-8, and the like.
+        None => true,
     }
 }
 
-/// Renames a corrupt cache, so that somebody may look at it, and out of the way.
-fn set_aside(path: &Path) {
-    let aside =
-        path.with_extension(format!("corrupt-{}", unix_ns(SystemTime::now()) / 1_000_000_000));
+/// Sets a corrupt cache aside, so that somebody may look at it, begins a new one, and does what
+/// could not be done. Of several processes that find it corrupt, one sets it aside.
+fn begin_anew<T>(
+    path: &Path,
+    action: impl Fn(&mut Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<(Connection, T)> {
+    let attempt = || {
+        let mut connection = connect(path)?;
+        let value = action(&mut connection)?;
+        Ok((connection, value))
+    };
+    let start = Instant::now();
+    let _lock = loop {
+        match Lock::acquire(&path.with_extension("lock")) {
+            Err(LockError::Held { .. }) if start.elapsed() < BUSY_TIMEOUT => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            // Without a lock it is done all the same: all that can be lost is time.
+            lock => break lock.ok(),
+        }
+    };
+    match attempt() {
+        Err(error) if is_corrupt(&error) => {}
+        done => return done,
+    }
+    let aside = path.with_extension(format!("corrupt-{}", unix_ns(SystemTime::now())));
     tracing::warn!(
         "the hash cache {} is corrupt: it is begun anew, and the old one kept as {}",
         path.display(),
         aside.display()
     );
-    if fs::rename(path, &aside).is_err() {
-        let _ = fs::remove_file(path);
+    for companion in ["-wal", "-shm", ""] {
+        let with_companion = |path: &Path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(companion);
+            PathBuf::from(name)
+        };
+        // A companion need not be there; that the database cannot be renamed is said by what follows.
+        let _ = fs::rename(with_companion(path), with_companion(&aside));
     }
-    for companion in ["-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(companion);
-        let _ = fs::remove_file(name);
-    }
+    attempt()
 }
 
 /// Roots need not be UTF-8.
@@ -347,6 +401,47 @@ mod tests {
         assert!(cache.load(root).is_empty());
         cache.save(root, &rows);
         assert_eq!(cache.load(root).len(), 2000);
+    }
+
+    #[test]
+    fn text_that_is_no_text_and_tables_that_are_others_are_healed_too() {
+        let root = Path::new("/r");
+        for damage in [
+            "UPDATE files SET path = CAST(x'ff' AS TEXT)",
+            "DROP TABLE files; CREATE TABLE files (root, path)",
+            "PRAGMA ignore_check_constraints = 1; UPDATE files SET digest = x'00'",
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut cache = HashCache::open(Some(dir.path()));
+            cache.save(root, &[(path("x"), row(1))]);
+            drop(cache);
+            connect(&dir.path().join(FILE_NAME)).unwrap().execute_batch(damage).unwrap();
+            let mut cache = HashCache::open(Some(dir.path()));
+            cache.load(root);
+            cache.save(root, &[(path("x"), row(2))]);
+            assert_eq!(cache.load(root).get("x"), Some(&row(2)), "{damage}");
+        }
+    }
+
+    #[test]
+    fn many_may_begin_together_even_a_corrupt_one() {
+        for damage in [None, Some(&b"no database at all, and some more bytes than that"[..])] {
+            let dir = tempfile::tempdir().unwrap();
+            if let Some(damage) = damage {
+                fs::write(dir.path().join(FILE_NAME), damage).unwrap();
+            }
+            thread::scope(|scope| {
+                for number in 0..8u8 {
+                    let dir = dir.path();
+                    scope.spawn(move || {
+                        let root = PathBuf::from(format!("/{number}"));
+                        let mut cache = HashCache::open(Some(dir));
+                        cache.save(&root, &[(path("x"), row(number))]);
+                        assert_eq!(cache.load(&root).get("x"), Some(&row(number)));
+                    });
+                }
+            });
+        }
     }
 
     #[test]

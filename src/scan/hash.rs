@@ -199,7 +199,7 @@ mod tests {
         });
     }
 
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_pipe_does_not_block() {
         let dir = tempfile::tempdir().unwrap();

@@ -11,12 +11,18 @@ use axum::body::Body;
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::App;
 
 /// How much is drained of a body that does not say its length, in bytes.
 const MAX_DRAINED_OF_ENDLESS: u64 = 64 << 20;
+
+/// How long a body is drained at most: time enough for the largest files.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(3600);
+
+/// How long a client that expects `100 Continue` certainly waits for it. curl sends after a second.
+const EXPECTS_FOR: Duration = Duration::from_millis(500);
 
 /// How many pieces of a body wait for the disk. A piece is what one read of the socket gave, at
 /// most some 400 KiB: hyper's largest buffer.
@@ -29,13 +35,14 @@ const PIECES_IN_FLIGHT: usize = 4;
 pub(super) struct Draining {
     body: Option<Incoming>,
     app: App,
-    /// The client waits for our word before it sends anything: if nothing was read, nothing will come.
-    waits: bool,
+    /// The client waits for our word before it sends anything, but only for a while.
+    waits_until: Option<Instant>,
 }
 
 impl Draining {
-    pub fn new(body: Incoming, app: App, waits: bool) -> Self {
-        Self { body: Some(body), app, waits }
+    pub fn new(body: Incoming, app: App, expects_continue: bool) -> Self {
+        let waits_until = expects_continue.then(|| Instant::now() + EXPECTS_FOR);
+        Self { body: Some(body), app, waits_until }
     }
 }
 
@@ -47,7 +54,7 @@ impl HttpBody for Draining {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.waits = false;
+        self.waits_until = None;
         match &mut self.body {
             Some(body) => Pin::new(body).poll_frame(cx),
             None => Poll::Ready(None),
@@ -67,12 +74,13 @@ impl Drop for Draining {
     fn drop(&mut self) {
         if let Some(body) = self.body.take()
             && !body.is_end_stream()
-            && !self.waits
+            && self.waits_until.is_none_or(|end| end < Instant::now())
             && !self.app.end.is_cancelled()
         {
             let (end, idle) = (self.app.end.clone(), self.app.options.body_timeout);
             self.app.exec.spawn(async move {
-                end.run_until_cancelled(drain(body, idle)).await;
+                let drain = tokio::time::timeout(MAX_DRAIN_TIME, drain(body, idle));
+                end.run_until_cancelled(drain).await;
             });
         }
     }

@@ -32,7 +32,10 @@ pub(super) async fn serve(
     let service = {
         let (app, activity) = (app.clone(), activity.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
-            let expects_continue = request.headers().contains_key(hyper::header::EXPECT);
+            let expects_continue = request
+                .headers()
+                .get(hyper::header::EXPECT)
+                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
             let mut request: Request =
                 request.map(|body| Body::new(Draining::new(body, app.clone(), expects_continue)));
             request.extensions_mut().insert(peer);
@@ -113,6 +116,11 @@ impl Activity {
     /// Bytes of a body or an answer went past.
     pub fn moved(&self) {
         self.since_ms.store(self.now_ms(), Relaxed);
+    }
+
+    /// Bytes came that may be of a body or of a head.
+    pub fn any_byte(&self) {
+        if self.answering.load(Relaxed) > 0 { self.moved() } else { self.head_byte() }
     }
 
     /// A request is being answered until the guard is dropped.

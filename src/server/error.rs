@@ -114,6 +114,9 @@ impl From<CheckoutError> for ApiError {
                     ),
                 )
             }
+            CheckoutError::TooLong { .. } => {
+                Self::bad_request(format!("{error}; use shorter names"))
+            }
             CheckoutError::Conflict { .. } | CheckoutError::SameName(_) => {
                 Self::new(StatusCode::CONFLICT, error.to_string())
             }

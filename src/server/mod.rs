@@ -52,6 +52,8 @@ pub struct Options {
     pub body_timeout: Duration,
     /// How long requests may go on after the shutdown was asked for.
     pub grace: Duration,
+    /// How many connections are served at once; more wait to be accepted.
+    pub max_connections: usize,
     /// How many uploads are received at once; more wait.
     pub max_uploads: usize,
     /// The longest JSON body, in bytes.
@@ -70,6 +72,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(600),
             body_timeout: Duration::from_secs(60),
             grace: Duration::from_secs(30),
+            max_connections: 1000,
             max_uploads: 64,
             max_json_bytes: 512 << 20,
             max_files: 2_000_000,
@@ -84,6 +87,9 @@ struct State {
     options: Options,
     exec: Exec,
     uploads: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    /// Memory for large JSON bodies, in MiB: all of them together take no more than one may.
+    json_mib: Arc<Semaphore>,
     /// The grace period is over: whatever still runs ends now.
     end: CancellationToken,
 }
@@ -110,6 +116,9 @@ pub async fn serve(
     let app: App = Arc::new(State {
         store,
         uploads: Arc::new(Semaphore::new(options.max_uploads)),
+        // Each listener has one in hand while it waits for a client.
+        connections: Arc::new(Semaphore::new(options.max_connections + listeners.len())),
+        json_mib: Arc::new(Semaphore::new(routes::mib(options.max_json_bytes) as usize)),
         options,
         exec: exec.clone(),
         end: CancellationToken::new(),
@@ -132,12 +141,16 @@ pub async fn serve(
 
 async fn accept(listener: TcpListener, app: App, router: Router, shutdown: CancellationToken) {
     loop {
+        let accepting = async {
+            let permit = app.connections.clone().acquire_owned().await.expect("BUG: never closed");
+            listener.accept().await.map(|accepted| (permit, accepted))
+        };
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = accepting => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok((permit, (stream, peer))) => {
                 let serve = connection::serve(
                     stream,
                     peer_of(peer),
@@ -145,7 +158,10 @@ async fn accept(listener: TcpListener, app: App, router: Router, shutdown: Cance
                     router.clone(),
                     shutdown.clone(),
                 );
-                app.exec.spawn(serve);
+                app.exec.spawn(async move {
+                    serve.await;
+                    drop(permit);
+                });
             }
             Err(error) => {
                 // A connection reset before it was accepted, or too many open files: the latter

@@ -11,7 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{ApiError, App, Peer, body::next_piece, upload::upload};
@@ -24,8 +24,19 @@ use crate::{
     },
 };
 
-/// How much is reserved for a JSON body at once, whatever its head promises.
-const MAX_RESERVED_BYTES: u64 = 1 << 20;
+/// JSON bodies up to this size count as small: they share no budget, and are reserved at once.
+const SMALL_JSON_BYTES: u64 = 1 << 20;
+
+/// Bytes as whole MiB, rounded up.
+pub(super) fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+}
+
+/// A JSON body, and its share of the memory for large ones.
+struct JsonBody {
+    bytes: Vec<u8>,
+    _share: Option<OwnedSemaphorePermit>,
+}
 
 /// The largest blob: what file systems can hold at most.
 const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
@@ -138,7 +149,15 @@ async fn create(
         let Err(CheckoutError::Missing(missing)) = &made else { break made };
         // Clients that cannot defer may ask while somebody else is still sending their blobs.
         let flights = app.store.flights(missing);
-        if flights.is_empty() || Instant::now() >= deadline {
+        if Instant::now() >= deadline {
+            break made;
+        }
+        if flights.is_empty() {
+            // Those that were in flight when they were looked for may have arrived since.
+            let (store, missing) = (app.store.clone(), missing.clone());
+            if app.exec.blocking(move || store.any_stored(&missing)).await? {
+                continue;
+            }
             break made;
         }
         for flight in flights {
@@ -167,7 +186,7 @@ async fn create(
 }
 
 /// The whole body of a request that must be JSON.
-async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Vec<u8>, ApiError> {
+async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<JsonBody, ApiError> {
     // Browsers send other types across origins without asking: this also keeps web pages out.
     let kind = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()).unwrap_or_default();
     let kind = kind.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
@@ -184,22 +203,29 @@ async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Vec
             format!("the request is longer than the {limit} bytes this server accepts"),
         )
     };
-    let promised = hyper::body::Body::size_hint(&body).exact().unwrap_or(0);
+    // One that does not say its length may be as long as any.
+    let promised = hyper::body::Body::size_hint(&body).exact().unwrap_or(limit);
     if promised > limit {
         return Err(too_large());
     }
-    let mut read = Vec::with_capacity(promised.min(MAX_RESERVED_BYTES) as usize);
+    let share = if promised > SMALL_JSON_BYTES {
+        let share = app.json_mib.clone().acquire_many_owned(mib(promised));
+        Some(share.await.expect("BUG: never closed"))
+    } else {
+        None
+    };
+    let mut read = Vec::with_capacity(promised.min(SMALL_JSON_BYTES) as usize);
     while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
         if (read.len() + piece.len()) as u64 > limit {
             return Err(too_large());
         }
         read.extend_from_slice(&piece);
     }
-    Ok(read)
+    Ok(JsonBody { bytes: read, _share: share })
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
+fn parse<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
+    serde_json::from_slice(&body.bytes)
         .map_err(|error| ApiError::bad_request(format!("the request is not as expected: {error}")))
 }
 

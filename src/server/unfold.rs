@@ -69,7 +69,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unfold<S> {
                 }
                 Stage::Untouched => {
                     ready!(Pin::new(&mut this.socket).poll_read(cx, buf))?;
-                    this.activity.moved();
+                    this.activity.any_byte();
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -9,7 +9,7 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{Flight, Store};
+use super::{Flight, Store, inflight::Claim};
 use crate::{
     disk::{DiskError, IoContext, touch},
     domain::{BlobId, BlobStatus},
@@ -36,17 +36,21 @@ pub struct Ticket {
     pub(super) store: Arc<Store>,
     pub(super) id: BlobId,
     pub(super) stored: bool,
+    claim: Claim,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.store.inflight.release(&self.id, self.stored);
+        self.store.inflight.release(&self.id, self.claim, self.stored);
     }
 }
 
 impl Store {
-    /// Whether a blob is stored whole: a file of another length than its name says does not count.
-    pub(super) fn is_stored(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
+    /// Whether a blob's file is there, whole: one of another length than its name says does not count.
+    ///
+    /// A file that is in flight may be there and not be durable yet. Who asks must look at
+    /// [`super::inflight`] *first*: then a blob that arrives in between is seen as stored.
+    pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
         let (_, path) = self.layout.blob(id);
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_file() && found.len() == id.size_bytes => Ok(Some(found)),
@@ -61,13 +65,26 @@ impl Store {
     /// # Errors
     /// If the file system cannot say: that is no "unknown".
     pub fn status(&self, id: &BlobId) -> Result<BlobStatus, DiskError> {
-        // Asked in this order, a blob that is published in between is seen as stored.
-        let in_flight = self.inflight.get(id).is_some();
-        Ok(match self.is_stored(id)? {
-            Some(_) => BlobStatus::Stored,
-            None if in_flight => BlobStatus::Uploading,
-            None => BlobStatus::Unknown,
+        Ok(if self.inflight.get(id).is_some() {
+            BlobStatus::Uploading
+        } else if self.is_there(id)?.is_some() {
+            BlobStatus::Stored
+        } else {
+            BlobStatus::Unknown
         })
+    }
+
+    /// Whether any of these blobs is stored.
+    ///
+    /// # Errors
+    /// If the file system cannot say.
+    pub fn any_stored(&self, ids: &[BlobId]) -> Result<bool, DiskError> {
+        for id in ids {
+            if self.status(id)? == BlobStatus::Stored {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Which of these blobs must still be sent: each once, by its first place in the list. Those
@@ -82,29 +99,30 @@ impl Store {
         let found: Vec<_> = distinct
             .into_par_iter()
             .map(|i| {
-                let in_flight = self.inflight.get(&ids[i]).is_some();
-                Ok(if self.mark_needed(&ids[i], now)? {
-                    None
-                } else if in_flight {
-                    Some((i, BlobStatus::Uploading))
-                } else {
-                    Some((i, BlobStatus::Unknown))
-                })
+                let status = self.mark_needed(&ids[i], now)?;
+                Ok((status != BlobStatus::Stored).then_some((i, status)))
             })
             .collect::<Result<_, DiskError>>()?;
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Notes that a blob is needed now, and says whether it is stored.
-    pub(super) fn mark_needed(&self, id: &BlobId, now: SystemTime) -> Result<bool, DiskError> {
-        let Some(found) = self.is_stored(id)? else { return Ok(false) };
+    /// Notes that a blob is needed now, if it is stored, and says what is known of it.
+    pub(super) fn mark_needed(
+        &self,
+        id: &BlobId,
+        now: SystemTime,
+    ) -> Result<BlobStatus, DiskError> {
+        if self.inflight.get(id).is_some() {
+            return Ok(BlobStatus::Uploading);
+        }
+        let Some(found) = self.is_there(id)? else { return Ok(BlobStatus::Unknown) };
         let recent = found
             .modified()
             .is_ok_and(|at| now.duration_since(at).unwrap_or_default() < TOUCHED_RECENTLY);
         if !recent {
             touch(&self.layout.blob(id).1)?;
         }
-        Ok(true)
+        Ok(BlobStatus::Stored)
     }
 
     /// Starts an upload.
@@ -112,15 +130,16 @@ impl Store {
     /// # Errors
     /// If the file system cannot say whether the blob is stored.
     pub fn begin(self: &Arc<Self>, id: BlobId) -> Result<Begin, DiskError> {
-        if self.mark_needed(&id, SystemTime::now())? {
+        if self.mark_needed(&id, SystemTime::now())? == BlobStatus::Stored {
             return Ok(Begin::Stored);
         }
-        if let Err(flight) = self.inflight.claim(id) {
-            return Ok(Begin::Busy(flight));
-        }
-        let ticket = Ticket { store: self.clone(), id, stored: false };
+        let claim = match self.inflight.claim(id) {
+            Ok(claim) => claim,
+            Err(flight) => return Ok(Begin::Busy(flight)),
+        };
+        let ticket = Ticket { store: self.clone(), id, stored: false, claim };
         // Whoever had the claim before may have stored it since the first look.
-        Ok(match self.is_stored(&id)? {
+        Ok(match self.is_there(&id)? {
             Some(_) => Begin::Stored,
             None => Begin::Receive(ticket),
         })
@@ -128,8 +147,8 @@ impl Store {
 
     /// The right to receive a blob beside somebody else who is sending it, too slowly to wait for.
     pub fn join(self: &Arc<Self>, id: BlobId) -> Ticket {
-        self.inflight.join(id);
-        Ticket { store: self.clone(), id, stored: false }
+        let claim = self.inflight.join(id);
+        Ticket { store: self.clone(), id, stored: false, claim }
     }
 
     /// The uploads in progress of any of these blobs.

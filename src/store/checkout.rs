@@ -12,12 +12,15 @@ use rayon::prelude::*;
 use super::{Store, layout::Layout};
 use crate::{
     disk::{DiskError, IoContext, rename_new, symlink, sync_dir},
-    domain::{BlobId, CheckoutPath, Manifest},
+    domain::{BlobId, BlobStatus, CheckoutPath, Manifest},
 };
 
 /// How often a taken name gets another suffix. With 36⁴ of them, failing this often means that
 /// something else is wrong.
 const NAME_TRIES: usize = 50;
+
+/// The longest path that system calls take: Linux's `PATH_MAX` without the NUL.
+const LONGEST_PATH_BYTES: usize = 4095;
 
 /// Why there is no checkout. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,12 @@ pub enum CheckoutError {
         path: CheckoutPath,
         /// What is in the way.
         reason: String,
+    },
+    /// A path that is too long where it would stand.
+    #[error("{path:?} is too long for the server's file system")]
+    TooLong {
+        /// The end of the path.
+        path: String,
     },
     /// Two names that this file system holds to be one.
     #[error(
@@ -58,6 +67,7 @@ impl Store {
             let reason = "farmhand builds checkouts there".into();
             return Err(CheckoutError::Conflict { path: wish.clone(), reason });
         }
+        self.check_lengths(wish, manifest)?;
         self.require_all(manifest)?;
         let mut parents = Parents::default();
         let staging = Staging::create(&self.layout.building())?;
@@ -68,6 +78,16 @@ impl Store {
         Ok(used)
     }
 
+    /// Where a checkout is built its paths are short; where it will stand, they must be usable, too.
+    fn check_lengths(&self, wish: &CheckoutPath, manifest: &Manifest) -> Result<(), CheckoutError> {
+        let above = self.layout.checkout(wish).as_os_str().len() + "-xxxx/".len();
+        match manifest.entries().iter().find(|e| above + e.path.as_str().len() > LONGEST_PATH_BYTES)
+        {
+            Some(entry) => Err(CheckoutError::TooLong { path: entry.path.as_str().to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     fn require_all(&self, manifest: &Manifest) -> Result<(), CheckoutError> {
         let mut ids: Vec<BlobId> = manifest.entries().iter().map(|entry| entry.blob).collect();
         ids.par_sort_unstable();
@@ -75,7 +95,7 @@ impl Store {
         let now = SystemTime::now();
         let missing: Vec<BlobId> = ids
             .into_par_iter()
-            .map(|id| Ok((!self.mark_needed(&id, now)?).then_some(id)))
+            .map(|id| Ok((self.mark_needed(&id, now)? != BlobStatus::Stored).then_some(id)))
             .collect::<Result<Vec<_>, DiskError>>()?
             .into_iter()
             .flatten()
@@ -83,8 +103,9 @@ impl Store {
         if missing.is_empty() { Ok(()) } else { Err(CheckoutError::Missing(missing)) }
     }
 
-    /// Makes the directories above a checkout. Each is a real directory and no checkout itself: a
-    /// checkout must not grow into another job's.
+    /// Makes the directories above a checkout. Each is a real directory, and has nothing but
+    /// directories in it: anything else means that it is a checkout itself, and none must grow into
+    /// another job's.
     fn make_parents(&self, wish: &CheckoutPath, made: &mut Parents) -> Result<(), CheckoutError> {
         let conflict = |reason| CheckoutError::Conflict { path: wish.clone(), reason };
         let mut dir = self.layout.jobs();
@@ -93,24 +114,27 @@ impl Store {
         for part in parts {
             let above = dir.clone();
             dir.push(part);
-            match fs::symlink_metadata(&dir) {
-                Ok(found) if !found.is_dir() => {
-                    return Err(conflict(format!("{part:?} is not a directory")));
-                }
-                Ok(_) if holds_files(&dir)? => {
-                    return Err(conflict(format!("{part:?} is itself a checkout")));
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    match fs::create_dir(&dir) {
-                        Ok(()) => made.0.push(dir.clone()),
-                        // Another checkout in the same directory was faster.
-                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                        Err(error) => return Err(error).on("create", &dir)?,
+            loop {
+                match fs::symlink_metadata(&dir) {
+                    Ok(found) if !found.is_dir() => {
+                        return Err(conflict(format!("{part:?} is not a directory")));
                     }
-                    sync_dir(&above)?;
+                    Ok(_) if holds_files(&dir)? => {
+                        return Err(conflict(format!("{part:?} is itself a checkout")));
+                    }
+                    Ok(_) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error).on("look at", &dir)?,
                 }
-                Err(error) => return Err(error).on("look at", &dir)?,
+                match fs::create_dir(&dir) {
+                    Ok(()) => {
+                        made.0.push(dir.clone());
+                        sync_dir(&above)?;
+                    }
+                    // Somebody was faster: look what it is.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error).on("create", &dir)?,
+                }
             }
         }
         Ok(())
@@ -177,23 +201,23 @@ fn fill(dir: &Path, name: &CheckoutPath, manifest: &Manifest) -> Result<(), Chec
     // A directory sorts before what is in it.
     for path in &dirs {
         let path = dir.join(path);
-        fs::create_dir(&path).on("create", &path).map_err(same_name)?;
+        fs::create_dir(&path).on("create", &path).map_err(bad_name)?;
     }
     manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
         let target = Layout::link_target(name, &entry.path, &entry.blob);
-        symlink(&target, &dir.join(entry.path.as_str())).map_err(same_name)
+        symlink(&target, &dir.join(entry.path.as_str())).map_err(bad_name)
     })?;
     dirs.par_iter().try_for_each(|path| sync_dir(&dir.join(path)))?;
     Ok(sync_dir(dir)?)
 }
 
-/// In a fresh directory with names that differ, "exists" can only mean this.
-fn same_name(error: DiskError) -> CheckoutError {
-    if error.source.kind() == io::ErrorKind::AlreadyExists {
-        let name = error.path.file_name().unwrap_or_default();
-        CheckoutError::SameName(name.to_string_lossy().into_owned())
-    } else {
-        error.into()
+/// In a fresh directory, these errors are about the names asked for.
+fn bad_name(error: DiskError) -> CheckoutError {
+    let name = error.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match error.source.kind() {
+        io::ErrorKind::AlreadyExists => CheckoutError::SameName(name),
+        io::ErrorKind::InvalidFilename => CheckoutError::TooLong { path: name },
+        _ => error.into(),
     }
 }
 
@@ -240,7 +264,10 @@ pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     let dir = layout.building();
     for entry in fs::read_dir(&dir).on("list", &dir)? {
         let path = entry.on("list", &dir)?.path();
-        fs::remove_dir_all(&path).on("remove the unfinished", &path)?;
+        // In nobody's way: no reason not to open the store.
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!("cannot remove the unfinished {}: {error}", path.display());
+        }
     }
     Ok(())
 }

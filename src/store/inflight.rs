@@ -2,7 +2,7 @@
 //! file system, and storing a blob twice is harmless.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     sync::{Mutex, MutexGuard},
 };
 
@@ -22,58 +22,84 @@ impl Flight {
     }
 }
 
-struct Sender {
-    receivers: usize,
+/// The uploads of one blob that go on at the same time.
+struct Uploads {
+    /// Tells them from later ones of the same blob.
+    number: u64,
+    count: usize,
     end: watch::Sender<()>,
 }
 
+/// Proof of a claim, to be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim(u64);
+
 #[derive(Default)]
-pub(super) struct InFlight(Mutex<HashMap<BlobId, Sender>>);
+pub(super) struct InFlight(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    uploads: HashMap<BlobId, Uploads>,
+    next_number: u64,
+}
+
+impl Inner {
+    fn begin(&mut self, id: BlobId) -> Claim {
+        self.next_number += 1;
+        let number = self.next_number;
+        self.uploads.insert(id, Uploads { number, count: 1, end: watch::Sender::new(()) });
+        Claim(number)
+    }
+}
 
 impl InFlight {
-    fn map(&self) -> MutexGuard<'_, HashMap<BlobId, Sender>> {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().expect("BUG: no one panics with this lock")
     }
 
-    /// Claims a blob, or tells whom to wait for. Every `Ok` needs a [`InFlight::release`].
-    pub fn claim(&self, id: BlobId) -> Result<(), Flight> {
-        match self.map().entry(id) {
-            Entry::Occupied(entry) => Err(Flight(entry.get().end.subscribe())),
-            Entry::Vacant(entry) => {
-                entry.insert(Sender { receivers: 1, end: watch::Sender::new(()) });
-                Ok(())
-            }
+    /// Claims a blob, or tells whom to wait for. Every claim needs a [`InFlight::release`].
+    pub fn claim(&self, id: BlobId) -> Result<Claim, Flight> {
+        let mut inner = self.inner();
+        match inner.uploads.get(&id) {
+            Some(uploads) => Err(Flight(uploads.end.subscribe())),
+            None => Ok(inner.begin(id)),
         }
     }
 
     /// Claims a blob beside whoever else is sending it. Needs a [`InFlight::release`], too.
-    pub fn join(&self, id: BlobId) {
-        self.map()
-            .entry(id)
-            .or_insert_with(|| Sender { receivers: 0, end: watch::Sender::new(()) })
-            .receivers += 1;
+    pub fn join(&self, id: BlobId) -> Claim {
+        let mut inner = self.inner();
+        match inner.uploads.get_mut(&id) {
+            Some(uploads) => {
+                uploads.count += 1;
+                Claim(uploads.number)
+            }
+            None => inner.begin(id),
+        }
     }
 
-    /// Gives a claim back. Those who wait are woken by the last one, or by the first whose blob is stored.
-    pub fn release(&self, id: &BlobId, stored: bool) {
-        let mut map = self.map();
-        let Some(sender) = map.get_mut(id) else { return };
-        sender.receivers -= 1;
-        if sender.receivers == 0 {
-            map.remove(id);
-        } else if stored {
-            sender.end = watch::Sender::new(());
+    /// Gives a claim back. The flight ends, and those who wait are woken, with the first upload
+    /// that is stored, or with the last one.
+    pub fn release(&self, id: &BlobId, claim: Claim, stored: bool) {
+        let mut inner = self.inner();
+        // One that was slower than another finds its flight ended.
+        let Some(uploads) = inner.uploads.get_mut(id).filter(|u| u.number == claim.0) else {
+            return;
+        };
+        uploads.count -= 1;
+        if stored || uploads.count == 0 {
+            inner.uploads.remove(id);
         }
     }
 
     pub fn get(&self, id: &BlobId) -> Option<Flight> {
-        self.map().get(id).map(|sender| Flight(sender.end.subscribe()))
+        self.inner().uploads.get(id).map(|uploads| Flight(uploads.end.subscribe()))
     }
 }
 
 impl std::fmt::Debug for InFlight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.map().keys()).finish()
+        f.debug_list().entries(self.inner().uploads.keys()).finish()
     }
 }
 
@@ -95,31 +121,38 @@ mod tests {
     #[tokio::test]
     async fn one_claims_the_others_wait_for_the_end() {
         let inflight = InFlight::default();
-        inflight.claim(id()).unwrap();
+        let claim = inflight.claim(id()).unwrap();
         let (a, b) = (inflight.claim(id()).unwrap_err(), inflight.get(&id()).unwrap());
         assert!(!has_ended(a).await);
-        inflight.release(&id(), false);
+        inflight.release(&id(), claim, false);
         assert!(has_ended(b).await);
         assert!(inflight.get(&id()).is_none());
         inflight.claim(id()).unwrap();
     }
 
     #[tokio::test]
-    async fn a_joined_flight_ends_with_the_first_success_or_the_last_failure() {
+    async fn a_joined_flight_ends_with_the_last_failure() {
         let inflight = InFlight::default();
-        inflight.claim(id()).unwrap();
-        inflight.join(id());
+        let (one, other) = (inflight.claim(id()).unwrap(), inflight.join(id()));
         let waiting = inflight.get(&id()).unwrap();
-        inflight.release(&id(), true);
-        assert!(has_ended(waiting).await);
-        let waiting = inflight.get(&id()).unwrap();
-        inflight.release(&id(), false);
-        assert!(has_ended(waiting).await);
-
-        inflight.join(id());
-        inflight.join(id());
-        let waiting = inflight.get(&id()).unwrap();
-        inflight.release(&id(), false);
+        inflight.release(&id(), one, false);
         assert!(!has_ended(waiting).await);
+        let waiting = inflight.get(&id()).unwrap();
+        inflight.release(&id(), other, false);
+        assert!(has_ended(waiting).await);
+    }
+
+    #[tokio::test]
+    async fn a_joined_flight_ends_with_the_first_success() {
+        let inflight = InFlight::default();
+        let (slow, quick) = (inflight.claim(id()).unwrap(), inflight.join(id()));
+        let waiting = inflight.get(&id()).unwrap();
+        inflight.release(&id(), quick, true);
+        assert!(has_ended(waiting).await);
+        assert!(inflight.get(&id()).is_none());
+        // The slow one's end is not that of a later flight.
+        inflight.claim(id()).unwrap();
+        inflight.release(&id(), slow, false);
+        assert!(inflight.get(&id()).is_some());
     }
 }

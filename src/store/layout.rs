@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    disk::{DiskError, IoContext, sync_dir},
+    disk::{DiskError, IoContext, sync_file_system},
     domain::{BlobId, CheckoutPath, RelPath},
 };
 
@@ -48,27 +48,22 @@ impl Layout {
         self.jobs().join(BUILDING)
     }
 
-    /// Makes the fixed directories. Each of the 256 prefixes exists and is durable before the
-    /// first blob, so that storing one never has to sync `stored/` itself.
+    /// Makes the fixed directories, and makes durable whatever has been renamed into the storage
+    /// by a process that did not live to sync it. Each of the 256 prefixes exists before the first
+    /// blob, so that storing one never has to sync `stored/` itself.
     pub fn create(&self) -> Result<(), DiskError> {
-        let mut made = false;
         for dir in [self.stored(), self.uploading(), self.building()] {
             fs::create_dir_all(&dir).on("create", &dir)?;
         }
         for prefix in 0..=255u8 {
             let dir = self.stored().join(format!("{prefix:02x}"));
             match fs::create_dir(&dir) {
-                Ok(()) => made = true,
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error).on("create", &dir),
             }
         }
-        if made {
-            for dir in [self.stored(), self.root.join("file-store"), self.root.clone()] {
-                sync_dir(&dir)?;
-            }
-        }
-        Ok(())
+        sync_file_system(&self.root)
     }
 
     /// Where a blob stands: its directory, and its file.
@@ -87,7 +82,8 @@ impl Layout {
 
     /// Whether a checkout of this name would stand where checkouts are built.
     pub fn is_reserved(path: &CheckoutPath) -> bool {
-        path.as_rel().parts().next() == Some(BUILDING)
+        // Some file systems do not tell upper from lower case.
+        path.as_rel().parts().next().is_some_and(|part| part.eq_ignore_ascii_case(BUILDING))
     }
 
     /// The text of the link at `path` in `checkout`: relative, so that workers may mount the

@@ -157,6 +157,7 @@ fn names_of_checkouts_that_are_none() {
         &"x".repeat(5000),
         &"x".repeat(256),
         &"x/".repeat(2499),
+        &format!("{}x", "x/".repeat(1500)),
     ] {
         guarded.create(name, &files).is_error(400, "checkoutPath: ");
     }
@@ -191,6 +192,14 @@ fn paths_of_files_that_are_none() {
         let body = json!({ "files": files });
         guarded.server.post_json("checkout/requirements", &body).is_error(400, "files[1]: path: ");
     }
+}
+
+#[test]
+fn names_and_paths_that_are_too_long_together() {
+    let guarded = Guarded::new();
+    let long = |parts: usize| vec!["x".repeat(100); parts].join("/");
+    let files = json!([file(&guarded.content, &long(25))]);
+    guarded.create(&long(20), &files).is_error(400, "use shorter names");
 }
 
 #[test]

@@ -332,6 +332,24 @@ fn a_checkout_waits_for_blobs_in_flight() {
     assert_eq!(tree(&server.storage().join("jobs/waits"))["a"], content);
 }
 
+/// Whenever the upload ends, before, while, or after it is looked for: the checkout is made.
+#[test]
+fn a_checkout_never_misses_a_blob_that_arrives() {
+    let server = TestServer::start();
+    for round in 0..100 {
+        let content = random(1000 + round);
+        let mut sender = server.connect();
+        sender.half_upload(&content, "");
+        server.until_status(&content, "uploading");
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(sender.other_half(&content).status, 204));
+            let body = json!({ "checkoutPath": "x", "files": [file(&content, "a")] });
+            let answer = server.post_json("checkout/create", &body);
+            assert_eq!(answer.status, 200, "round {round}: {answer:?}");
+        });
+    }
+}
+
 #[test]
 fn a_checkout_does_not_wait_for_ever() {
     let server =
@@ -393,6 +411,26 @@ fn a_client_that_waits_for_our_word_is_not_told_to_send_what_nobody_wants() {
     let mut connection = server.connect();
     connection.send(&head);
     assert_eq!(connection.answer().status, 208);
+
+    // Held for longer than clients wait for that word, it sends anyway, and must get its answer.
+    let content = random(8 << 20);
+    let mut first = server.connect();
+    first.half_upload(&content, "");
+    server.until_status(&content, "uploading");
+    let mut held = server.connect();
+    let path = format!("/api/v3/shaman/files/{}", address(&content));
+    held.send(&post_head(&path, "Expect: 100-continue\r\n", content.len() as u64));
+    std::thread::scope(|scope| {
+        let mut stream = held.stream.try_clone().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        // Nothing comes for a second.
+        assert!(std::io::Read::read(&mut stream, &mut [0]).is_err());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = &content;
+        scope.spawn(move || std::io::Write::write_all(&mut stream, body).unwrap());
+        assert_eq!(first.other_half(&content).status, 204);
+        assert_eq!(held.answer().status, 208);
+    });
 }
 
 #[test]

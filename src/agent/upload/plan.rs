@@ -12,6 +12,9 @@ use crate::domain::{BlobId, BlobStatus};
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// The longest pause that a server can ask for.
+const ASKED_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// The pauses between looks at a blob that somebody else is sending.
 const DEFER_PAUSE_MIN: Duration = Duration::from_millis(250);
 const DEFER_PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -49,8 +52,14 @@ pub(super) enum Outcome {
     Deferred,
     /// Nobody knows: the connection broke.
     Unknown(String),
-    /// The server could not; with a pause it asked for.
-    Later(String, Option<Duration>),
+    /// The server could not.
+    Later {
+        reason: String,
+        /// What it asked for.
+        pause: Option<Duration>,
+        /// Whether it was the server that said so.
+        reached: bool,
+    },
     /// What the server knows of it, having been asked.
     Status(BlobStatus),
     /// There is nothing to send any more: no file has this content.
@@ -62,6 +71,8 @@ pub(super) enum Outcome {
 pub(super) struct Exhausted {
     pub id: BlobId,
     pub reason: String,
+    /// Whether the server said so, and not the lack of one.
+    pub reached: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -71,6 +82,8 @@ struct Item {
     /// When it was first deferred.
     deferred_at: Option<Duration>,
     ask_first: bool,
+    /// It was sent with the word that we do not defer any more.
+    insisted: bool,
 }
 
 /// All blobs to send, and how far each is.
@@ -109,12 +122,13 @@ impl Plan {
         }
         if let Some(id) = self.due.pop_front() {
             self.in_flight += 1;
-            let item = &self.items[&id];
+            let item = self.items.get_mut(&id).expect("BUG: only planned blobs are due");
             if item.ask_first {
                 return Step::Ask(id);
             }
             let waited = item.deferred_at.map_or(Duration::ZERO, |since| now.saturating_sub(since));
-            return Step::Send { id, may_defer: waited < self.patience.defer };
+            item.insisted = waited >= self.patience.defer;
+            return Step::Send { id, may_defer: !item.insisted };
         }
         match self.later.peek() {
             Some(&Reverse((time, _))) => Step::WaitUntil(time),
@@ -142,7 +156,12 @@ impl Plan {
                 self.items.remove(&id);
                 return Ok(());
             }
+            Outcome::Deferred if item.insisted && item.failures >= self.patience.retries => {
+                let reason = "it goes on saying that somebody else is sending it".into();
+                return Err(Exhausted { id, reason, reached: true });
+            }
             Outcome::Deferred | Outcome::Status(BlobStatus::Uploading) => {
+                item.failures += u32::from(item.insisted);
                 self.deferrals += u64::from(outcome == Outcome::Deferred);
                 let since = *item.deferred_at.get_or_insert(now);
                 // Asking is cheap for both sides; sending only to be deferred again is not.
@@ -154,10 +173,11 @@ impl Plan {
                 item.ask_first = false;
                 Duration::ZERO
             }
-            Outcome::Unknown(reason) | Outcome::Later(reason, _)
-                if item.failures >= self.patience.retries =>
-            {
-                return Err(Exhausted { id, reason });
+            Outcome::Unknown(reason) if item.failures >= self.patience.retries => {
+                return Err(Exhausted { id, reason, reached: false });
+            }
+            Outcome::Later { reason, reached, .. } if item.failures >= self.patience.retries => {
+                return Err(Exhausted { id, reason, reached });
             }
             Outcome::Unknown(_) => {
                 self.retries += 1;
@@ -165,11 +185,11 @@ impl Plan {
                 item.failures += 1;
                 pause(item.failures, PAUSE_MIN, PAUSE_MAX, jitter)
             }
-            Outcome::Later(_, asked) => {
+            Outcome::Later { pause: asked, .. } => {
                 self.retries += 1;
                 item.failures += 1;
                 let own = pause(item.failures, PAUSE_MIN, PAUSE_MAX, jitter);
-                own.max(asked.unwrap_or_default().min(PAUSE_MAX))
+                own.max(asked.unwrap_or_default().min(ASKED_PAUSE_MAX))
             }
         };
         if pause.is_zero() {
@@ -198,6 +218,10 @@ mod tests {
 
     fn id(number: u8) -> BlobId {
         BlobId { digest: Digest::from_bytes([number; 32]), size_bytes: 1 }
+    }
+
+    fn later(reason: &str, pause: Option<Duration>) -> Outcome {
+        Outcome::Later { reason: reason.into(), pause, reached: true }
     }
 
     fn plan(count: u8) -> Plan {
@@ -251,6 +275,25 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_always_defers_is_given_up() {
+        let mut plan = plan(1);
+        let mut now = SECOND;
+        for _ in 0..1000 {
+            now += 10 * SECOND;
+            let outcome = match plan.next(now) {
+                Step::Ask(_) => Outcome::Status(BlobStatus::Unknown),
+                Step::Send { .. } => Outcome::Deferred,
+                other => panic!("{other:?}"),
+            };
+            if let Err(exhausted) = plan.report(id(0), outcome, now, 1.0) {
+                assert!(exhausted.reason.contains("somebody else"));
+                return;
+            }
+        }
+        panic!("it does not end");
+    }
+
+    #[test]
     fn an_unknown_outcome_is_asked_for_and_a_failing_server_given_up() {
         let mut plan = plan(1);
         let mut now = SECOND;
@@ -260,8 +303,8 @@ mod tests {
             now += 60 * SECOND;
             assert_eq!(plan.next(now), Step::Ask(id(0)));
         }
-        let error = plan.report(id(0), Outcome::Later("503".into(), None), now, 1.0).unwrap_err();
-        assert_eq!(error, Exhausted { id: id(0), reason: "503".into() });
+        let error = plan.report(id(0), later("503", None), now, 1.0).unwrap_err();
+        assert_eq!(error, Exhausted { id: id(0), reason: "503".into(), reached: true });
         assert_eq!(plan.retries, 3);
     }
 
@@ -269,7 +312,7 @@ mod tests {
     fn a_server_that_asks_for_a_pause_gets_one() {
         let mut plan = plan(1);
         plan.next(SECOND);
-        plan.report(id(0), Outcome::Later("429".into(), Some(3 * SECOND)), SECOND, 0.0).unwrap();
+        plan.report(id(0), later("429", Some(3 * SECOND)), SECOND, 0.0).unwrap();
         assert_eq!(plan.next(SECOND), Step::WaitUntil(4 * SECOND));
     }
 
@@ -278,8 +321,8 @@ mod tests {
             Just(Outcome::Stored),
             Just(Outcome::Deferred),
             Just(Outcome::Unknown("x".into())),
-            Just(Outcome::Later("x".into(), None)),
-            Just(Outcome::Later("x".into(), Some(SECOND))),
+            Just(later("x", None)),
+            Just(later("x", Some(SECOND))),
             Just(Outcome::NoSource),
         ]
     }

@@ -114,6 +114,7 @@ pub(in crate::agent) async fn run(
                         path: sources[&exhausted.id].last().map(|file| file.path.to_string()),
                         url: job.client.url().to_string(),
                         reason: exhausted.reason,
+                        reached: exhausted.reached,
                     }
                 })?;
             }
@@ -148,7 +149,9 @@ fn note(
         }
         Told::Outcome(UploadOutcome::Deferred) => return Outcome::Deferred,
         Told::Outcome(UploadOutcome::Unknown(reason)) => return Outcome::Unknown(reason),
-        Told::Outcome(UploadOutcome::Later(reason, pause)) => return Outcome::Later(reason, pause),
+        Told::Outcome(UploadOutcome::Later { reason, pause, reached }) => {
+            return Outcome::Later { reason, pause, reached };
+        }
         Told::Outcome(UploadOutcome::Rejected(reason)) => Some(reason),
         Told::Changed => None,
     };

@@ -8,10 +8,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::run::Job;
 use crate::{
@@ -28,6 +29,9 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// How many pieces are read ahead of the connection. With those it holds itself, an upload takes
 /// some 2 MiB of memory.
 const PIECES_AHEAD: usize = 4;
+
+/// How long the reader of a file may take to notice that its upload has ended.
+const READER_END: Duration = Duration::from_secs(2);
 
 /// What became of an attempt.
 #[derive(Debug)]
@@ -72,8 +76,9 @@ pub(super) async fn send(
     }
     counted.take_back();
     // A reader that found the file changed has broken the upload off; that is the reason, then.
+    // One that still waits for a connection that takes nothing more has nothing to say.
     if let Some(reading) = unchanged
-        && let Ok(Err(ReadError::Changed)) = reading.await
+        && let Ok(Ok(Err(ReadError::Changed))) = timeout(READER_END, reading).await
     {
         return Ok(Sent::Changed);
     }
