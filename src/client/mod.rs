@@ -31,6 +31,9 @@ const USER_AGENT: &str = concat!("farmhand/", env!("CARGO_PKG_VERSION"));
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 
+/// How many redirects are followed for one request.
+const MAX_REDIRECTS: usize = 5;
+
 /// How long an error's body may take.
 const ERROR_TEXT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -114,7 +117,11 @@ impl Shaman {
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
             .pool_idle_timeout(Duration::from_secs(30))
-            .redirect(redirect::Policy::limited(5));
+            .redirect(redirect_policy());
+        if base.scheme() == "http" {
+            // No root certificates are needed, and on small machines there are none.
+            builder = builder.tls_certs_only([]);
+        }
         if !options.proxies || is_loopback(&base) {
             builder = builder.no_proxy();
         }
@@ -298,6 +305,10 @@ impl Shaman {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+        if error.is_redirect() {
+            let reason = error::innermost(error);
+            return ClientError::NotShaman { url: self.base.to_string(), reason };
+        }
         ClientError::Unreachable {
             url: self.base.to_string(),
             reason: if error.is_timeout() {
@@ -325,6 +336,21 @@ impl Shaman {
         let message = serde_json::from_slice::<Problem>(&text).ok().map(|problem| problem.message);
         ClientError::from_answer(self.base.as_str(), url.path(), status, message)
     }
+}
+
+/// Follows redirects, but not from http to https: that server should be called by its address.
+fn redirect_policy() -> redirect::Policy {
+    redirect::Policy::custom(|attempt| {
+        let from = attempt.previous().last().map_or("", |url| url.scheme());
+        if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error("it redirects too often")
+        } else if from == "http" && attempt.url().scheme() == "https" {
+            let to = format!("it redirects to {}: give an https:// address", attempt.url());
+            attempt.error(to)
+        } else {
+            attempt.follow()
+        }
+    })
 }
 
 fn retry_after(answer: &Response) -> Option<Duration> {

@@ -376,6 +376,14 @@ fn servers_that_are_none() {
     use axum::{Router, response::Html, routing::any};
     let router = Router::new()
         .route("/html/{*rest}", any(async || Html("<h1>a web page</h1>")))
+        .route(
+            "/secure/{*rest}",
+            any(async || axum::response::Redirect::temporary("https://127.0.0.1:1/x")),
+        )
+        .route(
+            "/loop/{*rest}",
+            any(async |uri: axum::http::Uri| axum::response::Redirect::temporary(uri.path())),
+        )
         .route("/private/{*rest}", any(async || axum::http::StatusCode::UNAUTHORIZED));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -384,11 +392,34 @@ fn servers_that_are_none() {
     for (path, code, says) in [
         ("/", 2, "is no Shaman server: 404"),
         ("/html/", 2, "is no Shaman server"),
+        ("/secure/", 2, "it redirects to https://127.0.0.1:1/x"),
+        ("/loop/", 2, "it redirects too often"),
         ("/private/", 6, "refuses"),
     ] {
         let ran = home.run(&["push", "p", "--server", &format!("{url}{path}")]);
         ran.fails(code, &[&url, says]);
     }
+}
+
+/// Small machines have no root certificates, and need none for http.
+#[test]
+fn certificates_are_needed_for_https_only() {
+    let home = Home::new();
+    fs::create_dir(home.path().join("p")).unwrap();
+    fs::write(home.path().join("p/file"), "content").unwrap();
+    let push = |arguments: &[&str]| {
+        run(farmhand(home.path())
+            .current_dir(home.path())
+            .env("SSL_CERT_FILE", "/nonexistent")
+            .env("SSL_CERT_DIR", "/nonexistent")
+            .args(["push", "p", "-q"])
+            .args(arguments))
+    };
+    let ran = push(&["--storage", "store"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let ran = push(&["--server", "https://127.0.0.1:1/"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("are root certificates installed?"), "{}", ran.err);
 }
 
 #[test]
