@@ -116,7 +116,7 @@ impl From<ClientError> for Failure {
             }
             ClientError::Refused { .. } => (Exit::Refused, "ask who runs it for access"),
             ClientError::Full { .. } => {
-                (Exit::Full, "free space there, then run this again: what was sent is kept")
+                (Exit::Full, "run this again when there is room: what was sent is kept")
             }
             ClientError::MissingFiles { certain: true, .. } => {
                 (Exit::Integrity, "run this again; if that does not help, check the server's disk")
