@@ -173,7 +173,7 @@ fn spread(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> (f64, f64, f64)
 }
 
 /// A whole number with its thousands apart.
-fn grouped(value: f64) -> String {
+pub fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -16,7 +16,9 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     fixture,
     http::{Connection, Server, farmhand, head, request, send_all},
-    measure::{Contender, Line, Row, Sample, Work, compare, cores, cpu_s, mib, peak_bytes, settle},
+    measure::{
+        Contender, Line, Row, Sample, Work, compare, cores, cpu_s, grouped, mib, peak_bytes, settle,
+    },
     part::Part,
 };
 
@@ -145,7 +147,11 @@ fn part(name: impl Into<String>, part: Part) -> Contender<'static> {
 
 /// Files, and one of their sizes, for titles.
 fn amount(files: usize, size_bytes: usize) -> String {
-    format!("{files} × {:.0} KiB", size_bytes as f64 / 1024.0)
+    format!("{} × {:.0} KiB", grouped(files as f64), size_bytes as f64 / 1024.0)
+}
+
+fn on(threads: usize) -> String {
+    if threads == 1 { "1 thread".into() } else { format!("{threads} threads") }
 }
 
 /// Both kinds of scan. Starting the scanner's threads and opening its cache count: each command does
@@ -154,6 +160,8 @@ fn scans(bench: &Bench, again: bool) -> Vec<Row> {
     let row = |&(files, size_bytes): &(usize, usize)| {
         let (root, cache) = (bench.fresh("folder"), bench.fresh("cache"));
         fixture::make_folder(&root, files, size_bytes);
+        // The scanner waits for files that have only just changed. These have been at rest.
+        thread::sleep(Duration::from_millis(100));
         let amount = amount(files, size_bytes);
         let row = if again {
             // Hashes and remembers.
@@ -167,7 +175,7 @@ fn scans(bench: &Bench, again: bool) -> Vec<Row> {
             )
         } else {
             let root = root.clone();
-            let floor = format!("floor: read + SHA-256, {} threads", cores());
+            let floor = format!("floor: read + SHA-256, {}", on(cores()));
             bench.compare(
                 format!("hash, {amount}"),
                 Work::Bytes((files * size_bytes) as u64),
@@ -180,6 +188,20 @@ fn scans(bench: &Bench, again: bool) -> Vec<Row> {
         row
     };
     bench.sizes.folders.iter().map(row).collect()
+}
+
+/// Has a server of its own answer one request, and returns the body of the answer, too.
+fn one_request(bench: &Bench, storage: &Path, request: &[u8]) -> (Sample, Vec<u8>) {
+    let mut answer = None;
+    let sample = Server::farmhand(&bench.dir, storage).measure(|server| {
+        let mut connection = Connection::open(server);
+        let start = Instant::now();
+        answer = Some(connection.exchange(request));
+        start.elapsed().as_secs_f64()
+    });
+    let answer = answer.expect("it was answered");
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+    (sample, answer.body)
 }
 
 /// One request with many files: none known, all known and needed lately, all known and not needed
@@ -207,17 +229,10 @@ fn requirements(bench: &Bench) -> Vec<Row> {
                 };
                 let ours = || {
                     age();
-                    Server::farmhand(&bench.dir, storage).measure(|server| {
-                        let mut connection = Connection::open(server);
-                        let start = Instant::now();
-                        let answer = connection.exchange(&request);
-                        let elapsed_s = start.elapsed().as_secs_f64();
-                        let needed =
-                            answer.body.windows(6).filter(|six| six == b"\"sha\":").count();
-                        assert_eq!(answer.status, 200);
-                        assert_eq!(needed, if storage == &unknown { entries } else { 0 });
-                        elapsed_s
-                    })
+                    let (sample, answer) = one_request(bench, storage, &request);
+                    let needed = answer.windows(6).filter(|six| six == b"\"sha\":").count();
+                    assert_eq!(needed, if storage == &unknown { entries } else { 0 });
+                    sample
                 };
                 let floor = Part::ParseAndStat {
                     body: body_file.clone(),
@@ -226,10 +241,10 @@ fn requirements(bench: &Bench) -> Vec<Row> {
                 };
                 let does = if old { "parse + stat + utimensat" } else { "parse + stat" };
                 bench.compare(
-                    format!("requirements, {entries} {title}"),
+                    format!("requirements, {} {title}", grouped(entries as f64)),
                     Work::Files(entries as u64),
                     Contender::new("server", ours),
-                    vec![Contender::new(format!("floor: {does}, {} threads", cores()), || {
+                    vec![Contender::new(format!("floor: {does}, {}", on(cores())), || {
                         age();
                         floor.sample()
                     })],
@@ -254,14 +269,7 @@ fn checkout(bench: &Bench) -> Row {
     let body = serde_json::to_vec(&wish).expect("plain data");
     let request = request("POST", &format!("{SHAMAN}/checkout/create"), &body);
     let ours = || {
-        let sample = Server::farmhand(&bench.dir, &storage).measure(|server| {
-            let mut connection = Connection::open(server);
-            let start = Instant::now();
-            let answer = connection.exchange(&request);
-            let elapsed_s = start.elapsed().as_secs_f64();
-            assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
-            elapsed_s
-        });
+        let (sample, _) = one_request(bench, &storage, &request);
         assert_eq!(fixture::list(&job).expect("the checkout is there").len(), files);
         remove(&job);
         sample
@@ -270,14 +278,14 @@ fn checkout(bench: &Bench) -> Row {
         let (job, storage) = (job.clone(), storage.clone());
         let part = Part::Link { storage, job: JOB.into(), files, blobs, threads, sync };
         let synced = if sync { " + fsync of directories" } else { "" };
-        Contender::new(format!("floor: mkdir + symlink{synced}, {threads} threads"), move || {
+        Contender::new(format!("floor: mkdir + symlink{synced}, {}", on(threads)), move || {
             let sample = part.sample();
             remove(&job);
             sample
         })
     };
     let row = bench.compare(
-        format!("checkout, {files} links in {} directories", files.div_ceil(100)),
+        format!("checkout, {} links", grouped(files as f64)),
         Work::Files(files as u64),
         Contender::new("server", ours),
         vec![floor(1, false), floor(cores(), false), floor(cores(), true)],
@@ -298,6 +306,7 @@ fn uploads(bench: &Bench) -> Vec<Row> {
         let ours = || {
             let storage = bench.fresh("storage");
             let server = Server::farmhand(&bench.dir, &storage);
+            settle(&bench.dir);
             let sample = server.measure(|server| send_all(server, &requests, connections, 204));
             remove(&storage);
             sample
@@ -306,7 +315,7 @@ fn uploads(bench: &Bench) -> Vec<Row> {
             || Server::sink().measure(|server| send_all(server, &requests, connections, 204));
         let floor = |threads: usize, sync: bool| {
             let does = if sync { "write + fdatasync + rename + fsync" } else { "write + rename" };
-            Contender::new(format!("floor: {does}, {threads} threads"), move || {
+            Contender::new(format!("floor: {does}, {}", on(threads)), move || {
                 let storage = bench.fresh("storage");
                 fixture::make_empty_store(&storage);
                 settle(&bench.dir);
@@ -394,7 +403,7 @@ fn memory(bench: &Bench) -> Row {
     let server_cpu_s = server.cpu_s();
     let start = Instant::now();
     let mut push = farmhand(&bench.dir)
-        .args(["push", "--server", &format!("http://{}/", server.address)])
+        .args(["--quiet", "push", "--server", &format!("http://{}/", server.address)])
         .arg(&folder)
         .stdout(Stdio::null())
         .spawn()
