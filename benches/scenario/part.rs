@@ -46,6 +46,8 @@ pub enum Part {
     ReadAndHash { root: PathBuf },
     /// Floor of a scan that finds nothing changed: list the directories, stat the files. One thread.
     WalkAndStat { root: PathBuf },
+    /// The part of the next that one request cannot spread over cores: parse the body.
+    Parse { body: PathBuf },
     /// Floor of requirements: parse the body, then stat each blob's path, on all cores; and set the
     /// time of each if the server has to.
     ParseAndStat { body: PathBuf, storage: PathBuf, touch: bool },
@@ -89,6 +91,10 @@ pub fn act(part: &str) {
                 black_box(fs::symlink_metadata(file).expect("cannot stat"));
             }
         }),
+        Part::Parse { body } => {
+            let body = fs::read(body).expect("cannot read the body");
+            timed(|| drop(black_box(parse(&body))))
+        }
         Part::ParseAndStat { body, storage, touch } => parse_and_stat(&body, &storage, touch),
         Part::Link { storage, job, files, blobs, threads, sync } => {
             link(&storage.join("jobs").join(job), &fixture::file_specs(files, blobs), threads, sync)
@@ -158,14 +164,17 @@ fn read_and_hash(root: &Path) -> Sample {
     })
 }
 
+fn parse(body: &[u8]) -> RequirementsRequest {
+    serde_json::from_slice(body).expect("it is JSON")
+}
+
 fn parse_and_stat(body: &Path, storage: &Path, touch: bool) -> Sample {
     let body = fs::read(body).expect("cannot read the body");
-    let parse = || serde_json::from_slice::<RequirementsRequest>(&body).expect("it is JSON");
     let path =
         |spec: &farmhand::wire::FileSpec| fixture::blob_path(storage, &spec.sha, spec.size).1;
-    let paths: Vec<PathBuf> = parse().files.iter().map(path).collect();
+    let paths: Vec<PathBuf> = parse(&body).files.iter().map(path).collect();
     timed(|| {
-        black_box(parse());
+        black_box(parse(&body));
         each(cores(), paths.len(), |number| {
             let found = fs::symlink_metadata(&paths[number]);
             if touch {
