@@ -1,0 +1,190 @@
+//! Servers in processes of their own, and a load generator that costs next to nothing: requests are
+//! made before the clock starts and written at once, of answers only the head is looked at.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    measure::{Sample, cpu_s, own_cpu_s, peak_bytes},
+    part::Part,
+};
+
+/// The `farmhand` program that was built with this one, untouched by the user's own settings:
+/// whatever it keeps of its own, it keeps in `home`.
+pub fn farmhand(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farmhand"));
+    command.env_clear().stdin(Stdio::null());
+    for variable in ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+        command.env(variable, home);
+    }
+    command
+}
+
+/// A server that listens. It ends with this value.
+pub struct Server {
+    child: Child,
+    /// Address and port.
+    pub address: String,
+}
+
+impl Server {
+    /// `farmhand serve`, as it is by default; its log goes nowhere, but is written.
+    pub fn farmhand(home: &Path, storage: &Path) -> Self {
+        let mut command = farmhand(home);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--storage"]).arg(storage);
+        Self::start(command.stderr(Stdio::null()))
+    }
+
+    /// A server that throws everything away.
+    pub fn sink() -> Self {
+        Self::start(&mut Part::Sink.command())
+    }
+
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("cannot start a server");
+        let mut url = String::new();
+        let stdout = child.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut url).expect("cannot read what the server says");
+        let address = url.trim().strip_prefix("http://").and_then(|url| url.strip_suffix('/'));
+        let address =
+            address.unwrap_or_else(|| panic!("{command:?} does not say where it listens"));
+        Self { child, address: address.to_owned() }
+    }
+
+    pub fn cpu_s(&self) -> f64 {
+        cpu_s(self.child.id()).expect("the server has ended")
+    }
+
+    pub fn peak_bytes(&self) -> u64 {
+        peak_bytes(self.child.id()).expect("the server has ended")
+    }
+
+    /// Measures this server, from its start to its end, while `work` keeps it busy; that returns
+    /// how many seconds of it count.
+    pub fn measure(self, work: impl FnOnce(&Self) -> f64) -> Sample {
+        let (server_cpu_s, generator_cpu_s) = (self.cpu_s(), own_cpu_s());
+        let wall_s = work(&self);
+        Sample {
+            wall_s,
+            cpu_s: self.cpu_s() - server_cpu_s,
+            peak_bytes: self.peak_bytes(),
+            generator_cpu_s: Some(own_cpu_s() - generator_cpu_s),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// The status of an answer, and its body.
+pub struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// A connection that is kept alive.
+pub struct Connection {
+    stream: TcpStream,
+    buffer: Box<[u8]>,
+}
+
+impl Connection {
+    /// Connects, and has one request answered, so that both sides are ready.
+    pub fn open(server: &Server) -> Self {
+        let stream = TcpStream::connect(&server.address).expect("cannot connect");
+        stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
+        let mut connection = Self { stream, buffer: vec![0; 64 << 10].into() };
+        let answer = connection.exchange(&head("GET", "/healthz", 0));
+        assert!(matches!(answer.status, 200 | 204), "/healthz: {}", answer.status);
+        connection
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("cannot send");
+    }
+
+    pub fn exchange(&mut self, request: &[u8]) -> Answer {
+        self.send(request);
+        self.receive()
+    }
+
+    pub fn receive(&mut self) -> Answer {
+        let mut filled = 0;
+        let end = loop {
+            let count = self.stream.read(&mut self.buffer[filled..]).expect("cannot receive");
+            assert!(count > 0, "the server has closed the connection");
+            filled += count;
+            if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n")
+            {
+                break end + 4;
+            }
+        };
+        let head = str::from_utf8(&self.buffer[..end]).expect("a head is text");
+        let status = head.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.parse().ok())?
+        });
+        let mut body = vec![0; length.unwrap_or(0)];
+        let (known, rest) = body.split_at_mut(filled - end);
+        known.copy_from_slice(&self.buffer[end..filled]);
+        self.stream.read_exact(rest).expect("cannot receive a body");
+        Answer { status, body }
+    }
+}
+
+/// The head of a request.
+pub fn head(method: &str, path: &str, body_bytes: u64) -> Vec<u8> {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {body_bytes}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A whole request.
+pub fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
+    let mut request = head(method, path, body.len() as u64);
+    request.extend_from_slice(body);
+    request
+}
+
+/// Sends all requests over so many connections, each with one request at a time, and returns how
+/// many seconds that took.
+pub fn send_all(server: &Server, requests: &[Vec<u8>], connections: usize, status: u16) -> f64 {
+    let (next, ready) = (AtomicUsize::new(0), Barrier::new(connections + 1));
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..connections)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut connection = Connection::open(server);
+                    ready.wait();
+                    while let Some(request) = requests.get(next.fetch_add(1, Relaxed)) {
+                        assert_eq!(connection.exchange(request).status, status);
+                    }
+                })
+            })
+            .collect();
+        ready.wait();
+        let start = Instant::now();
+        for thread in threads {
+            thread.join().expect("a connection failed");
+        }
+        start.elapsed().as_secs_f64()
+    })
+}

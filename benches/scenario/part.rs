@@ -1,0 +1,300 @@
+//! What this program does when it is run again to be measured: farmhand's scan, and the floors.
+//!
+//! A floor does what nobody can do without, in the plainest way: no pool but threads and a counter,
+//! no verification but what the row is about, every name and list made before the clock starts.
+
+use std::{
+    fs::{self, File},
+    hint::black_box,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::{OpenOptionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+};
+
+use farmhand::{
+    meter::Progress,
+    scan::{Options, Scanner},
+    wire::RequirementsRequest,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    fixture,
+    measure::{Sample, cores, timed},
+};
+
+/// The first argument of a process that does a part.
+pub const COMMAND: &str = "part";
+
+/// The pieces in which large files are hashed and written.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// Something to be measured, as it is told to a child process.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Part {
+    /// Ours: scanner started, folder walked, cache asked if there is one, the rest hashed.
+    Scan { root: PathBuf, cache: Option<PathBuf>, cached_files: usize },
+    /// Floor of hashing: each file of a list that is known read and hashed, on all cores.
+    ReadAndHash { root: PathBuf },
+    /// Floor of a scan that finds nothing changed: list the directories, stat the files. One thread.
+    WalkAndStat { root: PathBuf },
+    /// The part of the next that one request cannot spread over cores: parse the body.
+    Parse { body: PathBuf },
+    /// Floor of requirements: parse the body, then stat each blob's path, on all cores; and set the
+    /// time of each if the server has to.
+    ParseAndStat { body: PathBuf, storage: PathBuf, touch: bool },
+    /// Floor of a checkout: make the directories and the links, by so many threads with a directory
+    /// each; and sync each directory if durability is asked for.
+    Link { storage: PathBuf, job: String, files: usize, blobs: usize, threads: usize, sync: bool },
+    /// Floor of uploads: create a temp file, write, make the blob's directory, rename, by so many
+    /// threads; and sync data and directories as the server does if durability is asked for.
+    Store { storage: PathBuf, blobs: usize, size_bytes: usize, threads: usize, sync: bool },
+    /// Floor of a large upload: hash and write the same bytes from memory, in one thread.
+    HashAndWrite { target: PathBuf, size_bytes: u64 },
+    /// The wire alone: a server that reads requests, throws them away and answers 204.
+    Sink,
+}
+
+impl Part {
+    /// A process that does this.
+    pub fn command(&self) -> Command {
+        let program = std::env::current_exe().expect("this program has a path");
+        let mut command = Command::new(program);
+        command.arg(COMMAND).arg(serde_json::to_string(self).expect("a part is plain data"));
+        command
+    }
+
+    /// Has a child process do this.
+    pub fn sample(&self) -> Sample {
+        let output = self.command().stderr(Stdio::inherit()).output().expect("cannot start a part");
+        assert!(output.status.success(), "{self:?}: {}", output.status);
+        serde_json::from_slice(&output.stdout).expect("a part prints its sample")
+    }
+}
+
+/// The main function of a child process.
+pub fn act(part: &str) {
+    let part: Part = serde_json::from_str(part).expect("this is for the benchmark itself");
+    let sample = match part {
+        Part::Scan { root, cache, cached_files } => scan(&root, cache, cached_files),
+        Part::ReadAndHash { root } => read_and_hash(&root),
+        Part::WalkAndStat { root } => timed(|| {
+            for file in fixture::list(&root).expect("cannot walk") {
+                black_box(fs::symlink_metadata(file).expect("cannot stat"));
+            }
+        }),
+        Part::Parse { body } => {
+            let body = fs::read(body).expect("cannot read the body");
+            timed(|| drop(black_box(parse(&body))))
+        }
+        Part::ParseAndStat { body, storage, touch } => parse_and_stat(&body, &storage, touch),
+        Part::Link { storage, job, files, blobs, threads, sync } => {
+            link(&storage.join("jobs").join(job), &fixture::file_specs(files, blobs), threads, sync)
+        }
+        Part::Store { storage, blobs, size_bytes, threads, sync } => {
+            store(&storage, blobs, size_bytes, threads, sync)
+        }
+        Part::HashAndWrite { target, size_bytes } => hash_and_write(&target, size_bytes),
+        Part::Sink => return sink(),
+    };
+    println!("{}", serde_json::to_string(&sample).expect("a sample is plain data"));
+}
+
+/// Does `work` for each number below `count`, on so many threads.
+fn each(threads: usize, count: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+}
+
+fn scan(root: &Path, cache: Option<PathBuf>, cached_files: usize) -> Sample {
+    let mut scanned = None;
+    let sample = timed(|| {
+        let options = Options { cache, ..Options::default() };
+        let (progress, stop) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let mut scanner = Scanner::new(options, progress, stop).expect("cannot start a scanner");
+        scanned = Some(scanner.scan(root).expect("cannot scan"));
+    });
+    let scan = scanned.expect("it was scanned");
+    assert!(scan.skipped.is_empty(), "skipped: {:?}", scan.skipped);
+    let cached = scan.files.iter().filter(|file| file.cached).count();
+    assert_eq!(cached, cached_files, "files whose digest came from the cache");
+    sample
+}
+
+fn read_and_hash(root: &Path) -> Sample {
+    let files = fixture::list(root).expect("cannot walk");
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut buffer = vec![0; 64 << 10]; // one for all files of a thread
+        while let Some(path) = files.get(next.fetch_add(1, Relaxed)) {
+            let (mut file, mut hasher) = (File::open(path).expect("cannot open"), Sha256::new());
+            loop {
+                match file.read(&mut buffer).expect("cannot read") {
+                    0 => break,
+                    count => hasher.update(&buffer[..count]),
+                }
+            }
+            black_box(hasher.finalize());
+        }
+    };
+    timed(|| {
+        thread::scope(|scope| {
+            (0..cores()).for_each(|_| drop(scope.spawn(work)));
+        });
+    })
+}
+
+fn parse(body: &[u8]) -> RequirementsRequest {
+    serde_json::from_slice(body).expect("it is JSON")
+}
+
+fn parse_and_stat(body: &Path, storage: &Path, touch: bool) -> Sample {
+    let body = fs::read(body).expect("cannot read the body");
+    let path =
+        |spec: &farmhand::wire::FileSpec| fixture::blob_path(storage, &spec.sha, spec.size).1;
+    let paths: Vec<PathBuf> = parse(&body).files.iter().map(path).collect();
+    timed(|| {
+        black_box(parse(&body));
+        each(cores(), paths.len(), |number| {
+            let found = fs::symlink_metadata(&paths[number]);
+            if touch {
+                farmhand::disk::touch(&paths[number]).expect("cannot touch");
+            }
+            let _ = black_box(found); // a blob may be unknown
+        });
+    })
+}
+
+fn link(job: &Path, files: &[farmhand::wire::FileSpec], threads: usize, sync: bool) -> Sample {
+    let links: Vec<(PathBuf, PathBuf)> = files
+        .iter()
+        .map(|file| {
+            let up = Path::new("../../.."); // from job/directory/link to the storage
+            (job.join(&file.path), fixture::blob_path(up, &file.sha, file.size).1)
+        })
+        .collect();
+    let dirs: Vec<&[(PathBuf, PathBuf)]> =
+        links.chunk_by(|(a, _), (b, _)| a.parent() == b.parent()).collect();
+    timed(|| {
+        fs::create_dir(job).expect("cannot make the checkout");
+        each(threads, dirs.len(), |number| {
+            let dir = dirs[number][0].0.parent().expect("a link is in a directory");
+            fs::create_dir(dir).expect("cannot make a directory");
+            for (path, target) in dirs[number] {
+                symlink(target, path).expect("cannot make a link");
+            }
+            if sync {
+                sync_dir(dir);
+            }
+        });
+        if sync {
+            sync_dir(job);
+        }
+    })
+}
+
+fn store(storage: &Path, blobs: usize, size_bytes: usize, threads: usize, sync: bool) -> Sample {
+    let content = fixture::random_bytes(1, size_bytes);
+    let paths: Vec<_> = (0..blobs)
+        .map(|number| {
+            let sha = fixture::sha256_hex(&number.to_le_bytes());
+            let (dir, file) = fixture::blob_path(storage, &sha, size_bytes as u64);
+            (fixture::uploading(storage).join(format!("{number}.tmp")), dir, file)
+        })
+        .collect();
+    timed(|| {
+        each(threads, blobs, |number| {
+            let (temp, dir, target) = &paths[number];
+            let mut options = File::options();
+            let options = options.write(true).create_new(true).mode(0o444);
+            let mut file = options.open(temp).expect("cannot create");
+            file.write_all(&content).expect("cannot write");
+            if sync {
+                file.sync_data().expect("cannot sync");
+            }
+            fs::create_dir(dir).expect("cannot make a directory");
+            fs::rename(temp, target).expect("cannot rename");
+            if sync {
+                sync_dir(dir);
+                sync_dir(dir.parent().expect("it has a parent"));
+            }
+        });
+    })
+}
+
+fn sync_dir(dir: &Path) {
+    File::open(dir).and_then(|dir| dir.sync_all()).expect("cannot sync a directory");
+}
+
+fn hash_and_write(target: &Path, size_bytes: u64) -> Sample {
+    let content = fixture::random_bytes(1, PIECE_BYTES * 64);
+    timed(|| {
+        let mut file = File::create_new(target).expect("cannot create");
+        let (mut hasher, mut left) = (Sha256::new(), size_bytes);
+        for piece in content.chunks(PIECE_BYTES).cycle() {
+            let piece = &piece[..piece.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            if piece.is_empty() {
+                break;
+            }
+            hasher.update(piece);
+            file.write_all(piece).expect("cannot write");
+            left -= piece.len() as u64;
+        }
+        black_box(hasher.finalize());
+    })
+}
+
+fn sink() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen");
+    println!("http://{}/", listener.local_addr().expect("it listens"));
+    for stream in listener.incoming().flatten() {
+        // Ends, with an error or without, when the other side closes.
+        thread::spawn(move || swallow(&stream));
+    }
+}
+
+fn swallow(mut stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut requests = BufReader::with_capacity(64 << 10, stream);
+    loop {
+        let (mut line, mut length) = (String::new(), 0);
+        while requests.read_line(&mut line)? > 2 {
+            if let Some(value) = line.strip_prefix("Content-Length: ") {
+                length = value.trim().parse().unwrap_or(0);
+            }
+            line.clear();
+        }
+        if line.is_empty() {
+            return Ok(());
+        }
+        while length > 0 {
+            let count = requests.fill_buf()?.len().min(length);
+            if count == 0 {
+                return Ok(());
+            }
+            requests.consume(count);
+            length -= count;
+        }
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+    }
+}
