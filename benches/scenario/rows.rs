@@ -396,8 +396,8 @@ fn large(bench: &Bench) -> Row {
 }
 
 /// Both sides are the real program; what it has needed is read while it lives. What counts is the
-/// limit: the floor is here for the time, since such files show how fast the machine hands out memory
-/// to a tmpfs, or writes to a disk.
+/// limit. The plain write beside it is there for the order of magnitude of the time, and is not
+/// compared: it runs once, after ours, and the first to touch a machine's memory pays for it.
 fn memory(bench: &Bench) -> Row {
     let size_bytes = bench.sizes.memory_bytes;
     let (folder, storage) = (bench.fresh("folder"), bench.fresh("storage"));
@@ -441,10 +441,10 @@ fn memory(bench: &Bench) -> Row {
     let target = bench.fresh("large");
     let written = Part::HashAndWrite { target: target.clone(), size_bytes }.sample();
     remove(&target);
-    let floor = Line {
-        name: "floor: SHA-256 + write, 1 thread".into(),
+    let plain = Line {
+        name: "for the time: SHA-256 + write, 1 thread".into(),
         samples: vec![written],
-        is_floor: true,
+        is_floor: false,
     };
     let line = |name: &str, sample: Sample| {
         let verdict = if sample.peak_bytes <= MEMORY_LIMIT_BYTES { "within" } else { "OVER" };
@@ -455,6 +455,6 @@ fn memory(bench: &Bench) -> Row {
     Row {
         title: format!("memory, one file of {}", ByteSize::b(size_bytes)),
         work: Work::Bytes(size_bytes),
-        lines: vec![line("client: push", client), line("server", served), floor],
+        lines: vec![line("client: push", client), line("server", served), plain],
     }
 }
