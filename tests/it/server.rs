@@ -332,18 +332,32 @@ fn a_checkout_waits_for_blobs_in_flight() {
     assert_eq!(tree(&server.storage().join("jobs/waits"))["a"], content);
 }
 
-/// Whenever the upload ends, before, while, or after it is looked for: the checkout is made.
+/// Whenever the upload ends, before its blob is looked for, while the others are, or after: the
+/// checkout is made. The rounds sweep over these moments.
 #[test]
 fn a_checkout_never_misses_a_blob_that_arrives() {
     let server = TestServer::start();
-    for round in 0..100 {
-        let content = random(1000 + round);
+    let mut connection = server.connect();
+    let mut files = Vec::new();
+    for number in 0..1000 {
+        let content = random(100);
+        assert_eq!(connection.upload(&content, "").status, 204);
+        files.push(file(&content, &format!("f{number}")));
+    }
+    for round in 0..60u64 {
+        let content = random(1000);
         let mut sender = server.connect();
         sender.half_upload(&content, "");
         server.until_status(&content, "uploading");
+        let mut files = files.clone();
+        files.push(file(&content, "last"));
+        let body = json!({ "checkoutPath": "x", "files": files });
+        let (start, moment) = (std::time::Instant::now(), Duration::from_micros(250 * round));
         std::thread::scope(|scope| {
-            scope.spawn(|| assert_eq!(sender.other_half(&content).status, 204));
-            let body = json!({ "checkoutPath": "x", "files": [file(&content, "a")] });
+            scope.spawn(|| {
+                until(|| start.elapsed() > moment);
+                assert_eq!(sender.other_half(&content).status, 204);
+            });
             let answer = server.post_json("checkout/create", &body);
             assert_eq!(answer.status, 200, "round {round}: {answer:?}");
         });
