@@ -318,6 +318,7 @@ impl Scripted {
             async move |headers: axum::http::HeaderMap, _body: Bytes| -> Response {
                 let defers = headers["x-shaman-can-defer-upload"] == "true";
                 assert!(headers.contains_key("content-length"));
+                // Only whole bodies come here.
                 note(format!("upload{}", if defers { "" } else { " now" }));
                 let (status, message) = next(&answers.uploads).unwrap_or((204, ""));
                 let mut answer = (
@@ -451,6 +452,23 @@ fn waiting_for_somebody_else_ends() {
     });
     assert_eq!(report.unwrap().uploaded_files, 1);
     assert_eq!(log[log.len() - 2], "upload now");
+}
+
+/// Not even to a server that would take anything.
+#[test]
+fn what_has_changed_is_not_sent_under_its_old_name() {
+    for size in [10_000, 1_000_000] {
+        let server = Scripted::start(Answers { requirements: script([1]), ..Answers::default() });
+        let dir = folder(&[("changes", &random(size))]);
+        let mut client = Client::new(&server.url);
+        let scan = client.scan(dir.path());
+        let new = random(size);
+        fs::write(dir.path().join("changes"), &new).unwrap();
+        let report = client.sync(scan).unwrap();
+        assert_eq!(report.files[0].digest.to_string(), sha(&new));
+        assert_eq!(report.uploaded_files, 0);
+        assert_eq!(server.log(), ["requirements", "requirements"]);
+    }
 }
 
 #[test]
