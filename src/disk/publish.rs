@@ -1,12 +1,15 @@
 //! Whole files or none: temp → write → sync → rename → sync the directories.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::Write,
     path::{Path, PathBuf},
 };
 
-use super::{DiskError, IoContext};
+use super::{
+    DiskError,
+    change::{Change, remove_file, rename},
+};
 
 /// A file that is being written and is not yet visible under its name. Dropped unpublished, it is removed.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ impl TempFile {
         options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o444);
-        let file = options.open(&path).on("create", &path)?;
+        let file = Change::CreateFile.make(&path, None, || options.open(&path))?;
         Ok(Self { file, path, published: false })
     }
 
@@ -35,7 +38,7 @@ impl TempFile {
     /// # Errors
     /// If not all of it can be written.
     pub fn write(&mut self, data: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all(data).on("write", &self.path)
+        Change::Write.make(&self.path, None, || self.file.write_all(data))
     }
 
     /// Makes the content durable and gives it its name, replacing what stood there. The directory
@@ -44,10 +47,10 @@ impl TempFile {
     /// # Errors
     /// If the content cannot be synced or the name not given; the temp file is removed then.
     pub fn publish(mut self, target: &Path) -> Result<(), DiskError> {
-        self.file.sync_data().on("sync", &self.path)?;
+        Change::SyncData.make(&self.path, None, || self.file.sync_data())?;
         #[cfg(windows)]
         set_read_only(&self.file, &self.path)?;
-        fs::rename(&self.path, target).on("rename a finished file to", target)?;
+        rename(&self.path, target)?;
         self.published = true;
         Ok(())
     }
@@ -55,6 +58,7 @@ impl TempFile {
 
 #[cfg(windows)]
 fn set_read_only(file: &File, path: &Path) -> Result<(), DiskError> {
+    use super::IoContext;
     let mut permissions = file.metadata().on("look at", path)?.permissions();
     permissions.set_readonly(true);
     file.set_permissions(permissions).on("make read-only", path)
@@ -64,46 +68,17 @@ impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.published {
             // Nothing better can be done here; a leftover is removed when the store is next opened.
-            let _ = fs::remove_file(&self.path);
+            let _ = remove_file(&self.path);
         }
     }
 }
 
-/// Makes the names in a directory durable. Windows has no such call and needs none: NTFS journals names.
-///
-/// # Errors
-/// If the directory cannot be opened or synced.
-pub fn sync_dir(path: &Path) -> Result<(), DiskError> {
-    #[cfg(unix)]
-    File::open(path).and_then(|dir| dir.sync_all()).on("sync the directory", path)?;
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
-}
-
-/// Makes everything durable that was written before to the file system that `path` is on.
-///
-/// # Errors
-/// If it cannot be synced.
-pub fn sync_file_system(path: &Path) -> Result<(), DiskError> {
-    #[cfg(target_os = "linux")]
-    {
-        let dir = File::open(path).on("open", path)?;
-        rustix::fs::syncfs(dir).map_err(Into::into).on("sync the file system of", path)?;
-    }
-    #[cfg(all(unix, not(target_os = "linux")))]
-    {
-        let _ = path;
-        rustix::fs::sync();
-    }
-    #[cfg(not(unix))]
-    let _ = path; // NTFS journals names; content is synced before it is renamed
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::disk::sync_dir;
 
     #[test]
     fn a_published_file_is_whole_and_read_only() {

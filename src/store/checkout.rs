@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{Store, layout::Layout};
 use crate::{
-    disk::{DiskError, IoContext, rename_new, symlink, sync_dir},
+    disk::{DiskError, IoContext, create_dir, remove_dir_all, rename_new, symlink, sync_dir},
     domain::{BlobId, BlobStatus, CheckoutPath, Manifest},
 };
 
@@ -126,14 +126,14 @@ impl Store {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error).on("look at", &dir)?,
                 }
-                match fs::create_dir(&dir) {
+                match create_dir(&dir) {
                     Ok(()) => {
                         made.0.push(dir.clone());
                         sync_dir(&above)?;
                     }
                     // Somebody was faster: look what it is.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(error) => return Err(error).on("create", &dir)?,
+                    Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error.into()),
                 }
             }
         }
@@ -150,14 +150,14 @@ impl Store {
                     sync_dir(target.parent().expect("BUG: a checkout is below jobs/"))?;
                     return Ok(name);
                 }
-                Err(error) if is_taken(&error) => {
+                Err(error) if is_taken(&error.source) => {
                     let suffixed = format!("{wish}-{}", suffix());
                     name = suffixed.parse().map_err(|_| CheckoutError::Conflict {
                         path: wish.clone(),
                         reason: "it exists, and the name is too long for a suffix".into(),
                     })?;
                 }
-                Err(error) => return Err(error).on("rename a checkout to", &target)?,
+                Err(error) => return Err(error.into()),
             }
         }
         let reason = format!("it exists, and so do {NAME_TRIES} names made from it");
@@ -201,7 +201,7 @@ fn fill(dir: &Path, name: &CheckoutPath, manifest: &Manifest) -> Result<(), Chec
     // A directory sorts before what is in it.
     for path in &dirs {
         let path = dir.join(path);
-        fs::create_dir(&path).on("create", &path).map_err(bad_name)?;
+        create_dir(&path).map_err(bad_name)?;
     }
     manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
         let target = Layout::link_target(name, &entry.path, &entry.blob);
@@ -227,7 +227,7 @@ struct Staging(PathBuf);
 impl Staging {
     fn create(building: &Path) -> Result<Self, DiskError> {
         let dir = building.join(format!("{}-{}", std::process::id(), fastrand::u64(..)));
-        fs::create_dir(&dir).on("create", &dir)?;
+        create_dir(&dir)?;
         Ok(Self(dir))
     }
 }
@@ -236,7 +236,7 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // Fails harmlessly when the checkout has moved to its name. What is left otherwise is
         // removed at the next start.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = remove_dir_all(&self.0);
     }
 }
 
@@ -265,8 +265,8 @@ pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     for entry in fs::read_dir(&dir).on("list", &dir)? {
         let path = entry.on("list", &dir)?.path();
         // In nobody's way: no reason not to open the store.
-        if let Err(error) = fs::remove_dir_all(&path) {
-            tracing::warn!("cannot remove the unfinished {}: {error}", path.display());
+        if let Err(error) = remove_dir_all(&path) {
+            tracing::warn!("{error}: {}", error.source);
         }
     }
     Ok(())

@@ -2,12 +2,12 @@
 //! that an existing storage can be taken over and given back.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use crate::{
-    disk::{DiskError, IoContext, sync_file_system},
+    disk::{DiskError, IoContext, create_dir_if_missing, sync_file_system},
     domain::{BlobId, CheckoutPath, RelPath},
 };
 
@@ -57,13 +57,16 @@ impl Layout {
         }
         for prefix in 0..=255u8 {
             let dir = self.stored().join(format!("{prefix:02x}"));
-            match fs::create_dir(&dir) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error).on("create", &dir),
+            // Looked at first: on a store that is there, nothing changes.
+            if !dir.is_dir() {
+                create_dir_if_missing(&dir)?;
             }
         }
-        sync_file_system(&self.root)
+        // They may be on different ones.
+        for dir in [self.stored(), self.jobs()] {
+            sync_file_system(&dir)?;
+        }
+        Ok(())
     }
 
     /// Where a blob stands: its directory, and its file.

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Ticket, layout::Layout};
 use crate::{
-    disk::{DiskError, IoContext, TempFile, sync_dir},
+    disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file, sync_dir},
     domain::Digest,
 };
 
@@ -92,12 +92,7 @@ impl Ticket {
         }
 
         let (dir, file) = layout.blob(&self.id);
-        match fs::create_dir(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).on("create", &dir)?;
-            }
-            _ => {}
-        }
+        create_dir_if_missing(&dir)?;
         if let Err(error) = temp.publish(&file) {
             // Windows does not replace a read-only file. If it is the same blob, sent beside us and
             // stored first, then that is as good.
@@ -119,7 +114,7 @@ pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     for entry in fs::read_dir(&dir).on("list", &dir)? {
         let entry = entry.on("list", &dir)?;
         if entry.file_name().to_str().is_some_and(|name| name.ends_with(Layout::TEMP_SUFFIX)) {
-            fs::remove_file(entry.path()).on("remove the unfinished", &entry.path())?;
+            remove_file(&entry.path())?;
         }
     }
     Ok(())

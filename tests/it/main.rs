@@ -7,7 +7,9 @@ mod addon;
 mod bad_input;
 mod cli;
 mod common;
+
 mod conformance;
+mod crash;
 mod layering;
 mod server;
 mod shutdown;

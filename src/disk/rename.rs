@@ -1,30 +1,9 @@
-//! Links, and renames that never replace.
+//! Renames that never replace.
 
 use std::{fs, io, path::Path};
 
-use super::{DiskError, IoContext};
-
-/// Makes `link` a symbolic link to this target, written with `/` and kept as it is, but for Windows,
-/// which only follows relative links written with `\`.
-///
-/// # Errors
-/// If something stands at `link`, or links cannot be made there. Windows needs Developer Mode or the privilege.
-pub fn symlink(target: &Path, link: &Path) -> Result<(), DiskError> {
-    #[cfg(unix)]
-    let made = std::os::unix::fs::symlink(target, link);
-    #[cfg(windows)]
-    let made = {
-        let target = target.to_string_lossy().replace('/', "\\");
-        std::os::windows::fs::symlink_file(target, link)
-    };
-    made.on("make the link", link)
-}
-
 /// Renames the directory `from` to `to` if nothing stands there, in one step.
-///
-/// # Errors
-/// [`io::ErrorKind::AlreadyExists`] if `to` is taken.
-pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     {
         use rustix::{fs, io::Errno};

@@ -1,0 +1,381 @@
+//! Crashes, power cuts and failing disks at every point: what was promised is kept.
+//!
+//! Every change of the file system is a fault point and a line in the log (`src/disk/change.rs`).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use serde_json::{Value, json};
+
+use super::common::*;
+
+/// What the server said it has done.
+#[derive(Default)]
+struct Promised {
+    stored: Vec<Vec<u8>>,
+    checkouts: Vec<(String, BTreeMap<String, Vec<u8>>)>,
+    /// Answers of 5xx.
+    failures: Vec<Answer>,
+}
+
+/// The contents of the scenario: the same in every run, so that runs can follow each other.
+fn contents() -> Vec<Vec<u8>> {
+    vec![b"first".to_vec(), vec![7; 300_000], Vec::new()]
+}
+
+/// Uploads, one of them wrong, and checkouts, one of them of a taken name. Ends with the connection.
+fn scenario(server: &ServerProcess) -> Promised {
+    let mut promised = Promised::default();
+    let mut connection = server.connect();
+    let contents = contents();
+    for content in &contents {
+        let path = format!("/api/v3/shaman/files/{}", address(content));
+        let request = [post_head(&path, "", content.len() as u64), content.clone()].concat();
+        match ask(&mut connection, &request) {
+            None => return promised,
+            Some(answer) if answer.status >= 500 => promised.failures.push(answer),
+            Some(answer) => {
+                assert!(matches!(answer.status, 204 | 208), "{answer:?}");
+                promised.stored.push(content.clone());
+            }
+        }
+    }
+    let wrong = post_head(&format!("/api/v3/shaman/files/{}", address(b"right")), "", 5);
+    match ask(&mut connection, &[&wrong[..], b"wrong"].concat()) {
+        None => return promised,
+        Some(answer) if answer.status >= 500 => promised.failures.push(answer),
+        Some(answer) => assert_eq!(answer.status, 417),
+    }
+    for _ in 0..2 {
+        let files: BTreeMap<_, _> = ["a", "dir/b", "dir/deep/er/c"]
+            .iter()
+            .zip(&contents)
+            .map(|(path, content)| (path.to_string(), content.clone()))
+            .collect();
+        let list: Vec<_> = files.iter().map(|(path, content)| file(content, path)).collect();
+        let body = json!({ "checkoutPath": "shows/demo", "files": list }).to_string();
+        let head = post_head(
+            "/api/v3/shaman/checkout/create",
+            "Content-Type: application/json\r\n",
+            body.len() as u64,
+        );
+        match ask(&mut connection, &[&head[..], body.as_bytes()].concat()) {
+            None => return promised,
+            Some(answer) if answer.status == 200 => {
+                let path = answer.json()["checkoutPath"].as_str().unwrap().to_owned();
+                promised.checkouts.push((path, files));
+            }
+            // 424: a file of it could not be stored before.
+            Some(answer) => promised.failures.push(answer),
+        }
+    }
+    promised
+}
+
+fn ask(connection: &mut Connection, request: &[u8]) -> Option<Answer> {
+    std::io::Write::write_all(&mut connection.stream, request).ok()?;
+    connection.try_answer()
+}
+
+/// A server with a fault, and its log in a file.
+fn start(home: &Path, storage: &Path, fault: &str) -> Option<(ServerProcess, PathBuf)> {
+    let log = home.join("log");
+    let mut child = farmhand(home)
+        .args(["serve", "--log-format", "json", "--listen", "127.0.0.1:0", "--storage"])
+        .arg(storage)
+        .env("FARMHAND_LOG", "off,farmhand::disk=trace,farmhand::access=info")
+        .env("FARMHAND_FAULT", fault)
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut url = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(child.stdout.take().unwrap()),
+        &mut url,
+    )
+    .unwrap();
+    let url = url.trim().to_owned();
+    let server = ServerProcess { child, url };
+    // A fault at the start ends it before it says where it is.
+    (!server.url.is_empty()).then_some((server, log))
+}
+
+fn log_lines(log: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn fields(line: &Value) -> (&str, &str, &str) {
+    let text = |name: &str| line["fields"][name].as_str().unwrap_or_default();
+    (text("change"), text("from"), text("path"))
+}
+
+/// All that must hold whenever a store is opened again, and everything that was promised.
+fn check(storage: &Path, promised: &[Promised]) {
+    let mut stored = HashMap::new();
+    for (path, content) in tree(&storage.join("file-store/stored")) {
+        let name =
+            format!("{}/{}/{}.blob", &sha(&content)[..2], &sha(&content)[2..], content.len());
+        assert_eq!(path, name, "a blob is not what its name says");
+        stored.insert(address(&content), content);
+    }
+    assert_eq!(fs::read_dir(storage.join("file-store/uploading")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(storage.join("jobs/.farmhand-building")).unwrap().count(), 0);
+    for promised in promised {
+        for content in &promised.stored {
+            assert_eq!(stored.get(&address(content)), Some(content), "a stored blob is lost");
+        }
+        for (path, files) in &promised.checkouts {
+            assert!(tree(&storage.join("jobs").join(path)) == *files, "{path} is not whole");
+        }
+    }
+    // Also those that nobody was told of are whole, or are not there.
+    if let Ok(checkouts) = fs::read_dir(storage.join("jobs/shows")) {
+        for checkout in checkouts {
+            assert_eq!(tree(&checkout.unwrap().path()).len(), 3, "half a checkout is visible");
+        }
+    }
+}
+
+/// How often each change is made in a whole run on a store that exists.
+fn changes() -> BTreeMap<String, usize> {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    drop(start(home.path(), &storage, "").unwrap());
+    let (server, log) = start(home.path(), &storage, "").unwrap();
+    let promised = scenario(&server);
+    assert_eq!(
+        (promised.stored.len(), promised.checkouts.len(), promised.failures.len()),
+        (3, 2, 0)
+    );
+    drop(server);
+    check(&storage, &[promised]);
+    let mut count = BTreeMap::new();
+    for line in log_lines(&log) {
+        let (change, ..) = fields(&line);
+        if !change.is_empty() {
+            *count.entry(change.to_owned()).or_default() += 1;
+        }
+    }
+    let kinds: Vec<_> = count.keys().map(String::as_str).collect();
+    let all = [
+        "create-dir",
+        "create-file",
+        "remove",
+        "rename",
+        "symlink",
+        "sync-data",
+        "sync-dir",
+        "sync-file-system",
+        "write",
+    ];
+    assert_eq!(kinds, all, "the scenario does not do everything");
+    // How many pieces a body comes in differs; each of the three that are not empty has one.
+    count.insert("write".to_owned(), 3);
+    count
+}
+
+/// Each fault in a run, then a run without one.
+fn sweep(action: &str, after_fault: impl Fn(&Promised, &str)) {
+    let mut struck = 0;
+    for (change, count) in changes() {
+        for number in 1..=count {
+            let fault = format!("{change}:{number}={action}");
+            let home = tempfile::tempdir().unwrap();
+            let storage = home.path().join("storage");
+            drop(start(home.path(), &storage, "").unwrap());
+            let mut all = Vec::new();
+            if let Some((server, _)) = start(home.path(), &storage, &fault) {
+                let promised = scenario(&server);
+                after_fault(&promised, &fault);
+                all.push(promised);
+                struck += 1;
+            }
+            let (server, _) = start(home.path(), &storage, "").unwrap();
+            check(&storage, &all);
+            let promised = scenario(&server);
+            assert_eq!((promised.stored.len(), promised.checkouts.len()), (3, 2), "after {fault}");
+            all.push(promised);
+            drop(server);
+            check(&storage, &all);
+        }
+    }
+    assert!(struck > 30, "{struck}");
+}
+
+#[test]
+fn killed_before_any_change_it_comes_back_and_keeps_what_it_said() {
+    sweep("kill", |promised, fault| {
+        let done = promised.checkouts.len() == 2;
+        assert!(!done, "{fault} did not strike");
+    });
+}
+
+#[test]
+fn a_disk_that_fails_at_any_change_costs_that_request_only() {
+    const EIO: &str = "5";
+    sweep(EIO, |promised, fault| {
+        for answer in &promised.failures {
+            assert!(matches!(answer.status, 500 | 424), "{fault}: {answer:?}");
+        }
+        // What fails in the background is the removal of what is not needed.
+        assert!(
+            !promised.failures.is_empty() || fault.starts_with("remove"),
+            "{fault} did not strike"
+        );
+    });
+}
+
+#[test]
+fn a_full_disk_is_said_to_be_one() {
+    const ENOSPC: &str = "28";
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    for change in ["create-file", "write", "sync-data", "rename", "create-dir", "symlink"] {
+        // The first directory that is made in a new store belongs to it.
+        drop(start(home.path(), &storage, "").unwrap());
+        let (server, _) = start(home.path(), &storage, &format!("{change}:1={ENOSPC}")).unwrap();
+        let promised = scenario(&server);
+        promised.failures[0].is_error(507, "the server's storage is full");
+        drop(server);
+        fs::remove_dir_all(&storage).unwrap();
+    }
+}
+
+/// A file system of which only what was synced is left after a power cut, rebuilt from the log.
+#[derive(Default)]
+struct Model {
+    entries: BTreeMap<String, Durable>,
+    violations: Vec<String>,
+}
+
+#[derive(Clone, Copy)]
+struct Durable {
+    name: bool,
+    content: bool,
+}
+
+impl Model {
+    fn run(lines: &[Value], storage: &str) -> Vec<String> {
+        let mut model = Self::default();
+        for line in lines {
+            let (change, from, path) = fields(line);
+            match change {
+                "" => model.promise(line, storage),
+                _ => model.change(change, from, path, storage),
+            }
+        }
+        model.violations
+    }
+
+    fn below<'a>(&'a self, root: &'a str) -> impl Iterator<Item = (&'a String, &'a Durable)> {
+        let prefix = format!("{root}/");
+        self.entries.range(prefix.clone()..).take_while(move |(path, _)| path.starts_with(&prefix))
+    }
+
+    fn change(&mut self, change: &str, from: &str, path: &str, storage: &str) {
+        match change {
+            "create-file" => {
+                self.entries.insert(path.into(), Durable { name: false, content: false });
+            }
+            "create-dir" | "symlink" => {
+                self.entries.insert(path.into(), Durable { name: false, content: true });
+            }
+            "write" => self.entries.get_mut(path).unwrap().content = false,
+            "sync-data" => self.entries.get_mut(path).unwrap().content = true,
+            "sync-dir" => {
+                for (entry, durable) in &mut self.entries {
+                    if entry.rsplit_once('/').unwrap().0 == path {
+                        durable.name = true;
+                    }
+                }
+            }
+            "sync-file-system" => {
+                self.entries.values_mut().for_each(|d| *d = Durable { name: true, content: true });
+            }
+            "remove" => {
+                let gone: Vec<_> = self.below(path).map(|(path, _)| path.clone()).collect();
+                self.entries.remove(path);
+                self.entries.retain(|path, _| !gone.contains(path));
+            }
+            "rename" => {
+                // The new name may be on the disk from now on, whether synced or not: what it
+                // names must be whole by then.
+                let moved = self.entries.remove(from).unwrap();
+                let inside: Vec<_> = self.below(from).map(|(path, d)| (path.clone(), *d)).collect();
+                if !moved.content || inside.iter().any(|(_, d)| !d.name || !d.content) {
+                    self.violations.push(format!("{path} may appear before it is whole"));
+                }
+                self.entries.insert(path.into(), Durable { name: false, ..moved });
+                for (old, durable) in inside {
+                    self.entries.remove(&old);
+                    self.entries.insert(format!("{path}{}", &old[from.len()..]), durable);
+                }
+            }
+            other => panic!("{other} on {path} in {storage}"),
+        }
+    }
+
+    /// After an answer, what it says must be found again.
+    fn promise(&mut self, line: &Value, storage: &str) {
+        let fields = &line["fields"];
+        let path = match (fields["message"].as_str().unwrap(), fields["outcome"].as_str()) {
+            ("upload", Some("Stored" | "AlreadyStored")) => {
+                let (sha, size) = fields["blob"].as_str().unwrap().split_once('/').unwrap();
+                format!("{storage}/file-store/stored/{}/{}/{size}.blob", &sha[..2], &sha[2..])
+            }
+            ("checkout", _) => format!("{storage}/jobs/{}", fields["checkout"].as_str().unwrap()),
+            ("upload failed", _) => return,
+            other => panic!("{other:?}"),
+        };
+        let inside: Vec<_> = self.below(&path).map(|(path, _)| path.clone()).collect();
+        for path in inside.into_iter().chain([path]) {
+            let Some(durable) = self.entries.get(&path) else {
+                self.violations.push(format!("{path} was promised and is not there"));
+                continue;
+            };
+            let mut lost = !durable.name || !durable.content;
+            let mut above = path.as_str();
+            while let Some((parent, _)) = above.rsplit_once('/') {
+                lost |= self.entries.get(parent).is_some_and(|durable| !durable.name);
+                above = parent;
+            }
+            if lost {
+                self.violations.push(format!("{path} was promised and may be lost"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_loses_nothing_and_without_any_one_sync_it_would() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    // From the very first change on: the store is made, too.
+    let (server, log) = start(home.path(), &storage, "").unwrap();
+    let promised = scenario(&server);
+    assert_eq!((promised.stored.len(), promised.checkouts.len()), (3, 2));
+    drop(server);
+    let lines = log_lines(&log);
+    let storage = storage.to_str().unwrap();
+    assert_eq!(Model::run(&lines, storage), Vec::<String>::new());
+
+    let mut needless = Vec::new();
+    for number in 0..lines.len() {
+        if fields(&lines[number]).0.starts_with("sync-") {
+            let mut without = lines.clone();
+            let taken_out = without.remove(number);
+            if Model::run(&without, storage).is_empty() {
+                needless.push(format!("{} {}", fields(&taken_out).0, fields(&taken_out).2));
+            }
+        }
+    }
+    // A store that is new needs one of its two; they may be on different file systems.
+    assert_eq!(needless.len(), 2, "{needless:#?}");
+    assert!(needless.iter().all(|sync| sync.starts_with("sync-file-system")), "{needless:#?}");
+}
