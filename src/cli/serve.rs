@@ -50,7 +50,7 @@ impl Serve {
         let settings = &context.settings;
         let addresses = addresses(settings)?;
         let (dir, _) = settings.storage()?;
-        let store = Store::open(&dir)?;
+        let store = Store::open(&dir, settings.store_options())?;
         let listeners = bind(&addresses).await?;
         let mut urls = Vec::new();
         for listener in &listeners {

@@ -17,7 +17,7 @@ use super::{
     Context,
     exit::{Exit, Failure},
     progress::Display,
-    settings::Overrides,
+    settings::{Overrides, Settings},
 };
 use crate::{
     client::{self, Shaman},
@@ -25,7 +25,7 @@ use crate::{
     meter::Progress,
     scan::{Scan, Scanner, Skipped},
     server,
-    store::{OpenError, Store},
+    store::{self, OpenError, Store},
 };
 
 /// How long another command may have the embedded store.
@@ -197,7 +197,7 @@ impl Session {
                 if !chosen {
                     eprintln!("no --server and no --storage: using the store in {}", dir.display());
                 }
-                let embedded = Embedded::start(&dir, settings.server_options()).await?;
+                let embedded = Embedded::start(&dir, settings).await?;
                 let options = client::Options { proxies: false, ..options };
                 (Shaman::new(&embedded.0, options)?, Some(embedded.1))
             }
@@ -230,8 +230,8 @@ pub(super) fn report_skipped(skipped: &[Skipped]) -> Exit {
 
 impl Embedded {
     /// Opens the store and serves it on a port of this machine; returns the address, too.
-    async fn start(dir: &Path, options: server::Options) -> Result<(String, Self), Failure> {
-        let store = open(dir).await?;
+    async fn start(dir: &Path, settings: &Settings) -> Result<(String, Self), Failure> {
+        let store = open(dir, settings.store_options()).await?;
         if let Err(error) = store.leave_note(&format!("pid {} for one command", std::process::id()))
         {
             tracing::debug!("{error}");
@@ -244,7 +244,7 @@ impl Embedded {
         let serving = tokio::spawn(server::serve(
             vec![listener],
             store.clone(),
-            options,
+            settings.server_options(),
             shutdown.clone(),
             shutdown.clone(),
         ));
@@ -253,11 +253,11 @@ impl Embedded {
 }
 
 /// Opens a store; another command that has it just now is waited for.
-async fn open(dir: &Path) -> Result<Arc<Store>, Failure> {
+async fn open(dir: &Path, options: store::Options) -> Result<Arc<Store>, Failure> {
     let start = Instant::now();
     let mut said = false;
     loop {
-        match Store::open(dir) {
+        match Store::open(dir, options) {
             Err(OpenError::InUse { note, .. })
                 if !note.contains(SERVING) && start.elapsed() < LOCK_WAIT =>
             {

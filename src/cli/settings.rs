@@ -15,7 +15,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::{Table, Value};
 
 use super::exit::{Exit, Failure};
-use crate::{agent, scan, server};
+use crate::{
+    agent, scan, server,
+    store::{self, Reserve},
+};
 
 /// All settings, by section. The names are those of the configuration file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -29,9 +32,56 @@ pub(super) struct Values {
     pub storage: Option<PathBuf>,
     pub log_format: LogFormat,
     pub progress: When,
+    pub store: StoreValues,
     pub serve: Serve,
     pub scan: Scan,
     pub upload: Upload,
+}
+
+/// What the embedded store promises.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct StoreValues {
+    pub durability: store::Durability,
+    pub reserve: Room,
+}
+
+impl Default for StoreValues {
+    fn default() -> Self {
+        let options = store::Options::default();
+        Self { durability: options.durability, reserve: Room(options.reserve) }
+    }
+}
+
+/// An amount of disk space, written `10GiB` or `5%`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Room(pub Reserve);
+
+impl Serialize for Room {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Reserve::Bytes(bytes) => serializer.collect_str(&ByteSize::b(bytes)),
+            Reserve::Percent(percent) => serializer.collect_str(&format_args!("{percent}%")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Room {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let room = match text.strip_suffix('%') {
+            Some(number) => number
+                .trim()
+                .parse()
+                .ok()
+                .filter(|percent| (0.0..=100.0).contains(percent))
+                .map(Reserve::Percent),
+            None => text.parse::<ByteSize>().ok().map(|size| Reserve::Bytes(size.as_u64())),
+        };
+        room.map(Self).ok_or_else(|| {
+            de::Error::custom(format!("{text:?} is no amount of space: write 10GiB or 5%"))
+        })
+    }
 }
 
 /// How `farmhand serve`, and the embedded store, answer.
@@ -218,6 +268,8 @@ const KEYS: &[&str] = &[
     "storage",
     "log_format",
     "progress",
+    "store.durability",
+    "store.reserve",
     "serve.listen",
     "serve.allow_remote",
     "serve.defer",
@@ -449,6 +501,11 @@ impl Settings {
         }
     }
 
+    pub fn store_options(&self) -> store::Options {
+        let store = &self.values.store;
+        store::Options { durability: store.durability, reserve: store.reserve.0 }
+    }
+
     pub fn scan_options(&self) -> scan::Options {
         let scan = &self.values.scan;
         let default_dir = || {
@@ -540,6 +597,16 @@ mod tests {
         let read: Values = toml::from_str(&text).unwrap();
         assert_eq!(toml::to_string(&read).unwrap(), text);
         assert_eq!(read.serve.max_json, ByteSize::mib(512));
+    }
+
+    #[test]
+    fn space_is_written_as_size_or_share() {
+        let read = |text: &str| Value::String(text.into()).try_into::<Room>();
+        assert_eq!(read("10GiB").unwrap().0, Reserve::Bytes(10 << 30));
+        assert_eq!(read("2.5%").unwrap().0, Reserve::Percent(2.5));
+        for bad in ["", "much", "-1%", "101%", "NaN%", "-5"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

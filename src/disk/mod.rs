@@ -16,4 +16,4 @@ pub use error::{DiskError, IoContext};
 pub use lock::{Lock, LockError};
 pub use publish::TempFile;
 pub(crate) use stat::unix_ns;
-pub use stat::{Fingerprint, touch};
+pub use stat::{Fingerprint, Space, touch};

@@ -41,13 +41,21 @@ impl TempFile {
         Change::Write.make(&self.path, None, || self.file.write_all(data))
     }
 
-    /// Makes the content durable and gives it its name, replacing what stood there. The directory
-    /// of `target` must exist; the caller makes the name durable with [`sync_dir`].
+    /// Makes the content durable.
     ///
     /// # Errors
-    /// If the content cannot be synced or the name not given; the temp file is removed then.
+    /// If it cannot be synced: then nothing is known of it, and it must be written again.
+    pub fn sync(&self) -> Result<(), DiskError> {
+        Change::SyncData.make(&self.path, None, || self.file.sync_data())
+    }
+
+    /// Gives the file its name, replacing what stood there. The directory of `target` must exist; the
+    /// caller has made the content durable before, and makes the name durable with
+    /// [`super::sync_dir`].
+    ///
+    /// # Errors
+    /// If the name cannot be given; the temp file is removed then.
     pub fn publish(mut self, target: &Path) -> Result<(), DiskError> {
-        Change::SyncData.make(&self.path, None, || self.file.sync_data())?;
         #[cfg(windows)]
         set_read_only(&self.file, &self.path)?;
         rename(&self.path, target)?;
@@ -87,6 +95,7 @@ mod tests {
         let mut file = TempFile::create(temp.clone()).unwrap();
         file.write(b"whole").unwrap();
         assert!(!target.exists());
+        file.sync().unwrap();
         file.publish(&target).unwrap();
         sync_dir(dir.path()).unwrap();
         assert!(!temp.exists());

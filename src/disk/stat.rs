@@ -55,6 +55,37 @@ pub(crate) fn unix_ns(time: SystemTime) -> i64 {
     }
 }
 
+/// How much room a file system has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Its size.
+    pub total_bytes: u64,
+    /// What programs without privileges may still write.
+    pub free_bytes: u64,
+}
+
+impl Space {
+    /// The room in the file system that `path` is on; `None` where that cannot be asked.
+    ///
+    /// # Errors
+    /// If the file system does not answer.
+    pub fn of(path: &Path) -> Result<Option<Self>, DiskError> {
+        #[cfg(unix)]
+        {
+            let found = rustix::fs::statvfs(path).map_err(Into::into).on("look at", path)?;
+            Ok(Some(Self {
+                total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+                free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+            }))
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = path;
+            Ok(None)
+        }
+    }
+}
+
 /// Sets a file's modification time to now.
 ///
 /// # Errors

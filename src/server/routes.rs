@@ -49,6 +49,7 @@ pub(super) fn router(app: App) -> Router {
     Router::new()
         .nest(wire::SHAMAN, shaman)
         .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
         .layer(CatchPanicLayer::custom(panicked))
@@ -80,6 +81,18 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedBlob {
 
 async fn healthz() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "status": "ok" }))
+}
+
+/// Whether uploads are taken, and if not, why.
+async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiError> {
+    let store = app.store.clone();
+    match app.exec.blocking(move || store.has_room_for(0)).await {
+        Ok(()) => Ok(Json(serde_json::json!({ "status": "ready" }))),
+        Err(error) => {
+            let message = format!("not ready: {error}: {}", error.source);
+            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
+        }
+    }
 }
 
 async fn status(

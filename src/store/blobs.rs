@@ -133,6 +133,7 @@ impl Store {
         if self.mark_needed(&id, SystemTime::now())? == BlobStatus::Stored {
             return Ok(Begin::Stored);
         }
+        self.has_room_for(id.size_bytes)?;
         let claim = match self.inflight.claim(id) {
             Ok(claim) => claim,
             Err(flight) => return Ok(Begin::Busy(flight)),

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{Store, layout::Layout};
 use crate::{
-    disk::{DiskError, IoContext, create_dir, remove_dir_all, rename_new, symlink, sync_dir},
+    disk::{DiskError, IoContext, create_dir, remove_dir_all, rename_new, symlink},
     domain::{BlobId, BlobStatus, CheckoutPath, Manifest},
 };
 
@@ -71,7 +71,7 @@ impl Store {
         self.require_all(manifest)?;
         let mut parents = Parents::default();
         let staging = Staging::create(&self.layout.building())?;
-        fill(&staging.0, wish, manifest)?;
+        self.fill(&staging.0, wish, manifest)?;
         self.make_parents(wish, &mut parents)?;
         let used = self.name(wish, &staging)?;
         parents.keep();
@@ -129,7 +129,7 @@ impl Store {
                 match create_dir(&dir) {
                     Ok(()) => {
                         made.0.push(dir.clone());
-                        sync_dir(&above)?;
+                        self.sync_dir(&above)?;
                     }
                     // Somebody was faster: look what it is.
                     Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
@@ -140,6 +140,36 @@ impl Store {
         Ok(())
     }
 
+    /// Makes all directories and links, and makes them durable.
+    fn fill(
+        &self,
+        dir: &Path,
+        name: &CheckoutPath,
+        manifest: &Manifest,
+    ) -> Result<(), CheckoutError> {
+        let mut dirs = BTreeSet::new();
+        for entry in manifest.entries() {
+            let path = entry.path.as_str();
+            // Neighbours share most of their directories: stop at the first that is known.
+            for (end, _) in path.rmatch_indices('/') {
+                if !dirs.insert(&path[..end]) {
+                    break;
+                }
+            }
+        }
+        // A directory sorts before what is in it.
+        for path in &dirs {
+            let path = dir.join(path);
+            create_dir(&path).map_err(bad_name)?;
+        }
+        manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
+            let target = Layout::link_target(name, &entry.path, &entry.blob);
+            symlink(&target, &dir.join(entry.path.as_str())).map_err(bad_name)
+        })?;
+        dirs.par_iter().try_for_each(|path| self.sync_dir(&dir.join(path)))?;
+        Ok(self.sync_dir(dir)?)
+    }
+
     /// Moves a finished checkout to its name, or to a free one made from it.
     fn name(&self, wish: &CheckoutPath, staging: &Staging) -> Result<CheckoutPath, CheckoutError> {
         let mut name = wish.clone();
@@ -147,7 +177,7 @@ impl Store {
             let target = self.layout.checkout(&name);
             match rename_new(&staging.0, &target) {
                 Ok(()) => {
-                    sync_dir(target.parent().expect("BUG: a checkout is below jobs/"))?;
+                    self.sync_dir(target.parent().expect("BUG: a checkout is below jobs/"))?;
                     return Ok(name);
                 }
                 Err(error) if is_taken(&error.source) => {
@@ -184,31 +214,6 @@ fn holds_files(dir: &Path) -> Result<bool, DiskError> {
         }
     }
     Ok(false)
-}
-
-/// Makes all directories and links, and makes them durable.
-fn fill(dir: &Path, name: &CheckoutPath, manifest: &Manifest) -> Result<(), CheckoutError> {
-    let mut dirs = BTreeSet::new();
-    for entry in manifest.entries() {
-        let path = entry.path.as_str();
-        // Neighbours share most of their directories: stop at the first that is known.
-        for (end, _) in path.rmatch_indices('/') {
-            if !dirs.insert(&path[..end]) {
-                break;
-            }
-        }
-    }
-    // A directory sorts before what is in it.
-    for path in &dirs {
-        let path = dir.join(path);
-        create_dir(&path).map_err(bad_name)?;
-    }
-    manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
-        let target = Layout::link_target(name, &entry.path, &entry.blob);
-        symlink(&target, &dir.join(entry.path.as_str())).map_err(bad_name)
-    })?;
-    dirs.par_iter().try_for_each(|path| sync_dir(&dir.join(path)))?;
-    Ok(sync_dir(dir)?)
 }
 
 /// In a fresh directory, these errors are about the names asked for.

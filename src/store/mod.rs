@@ -16,9 +16,45 @@ pub use checkout::CheckoutError;
 pub use inflight::Flight;
 pub use receive::ReceiveError;
 
-use crate::disk::{DiskError, IoContext, Lock, LockError};
+use crate::disk::{DiskError, IoContext, Lock, LockError, Space, sync_dir};
 use inflight::InFlight;
 use layout::Layout;
+
+/// What a store promises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// What is said to be stored survives a power cut.
+    #[default]
+    Full,
+    /// It survives the end of the process only. Nothing is synced: a power cut may leave blobs
+    /// that are empty or half written, under their names.
+    Relaxed,
+}
+
+/// Free space that is left alone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reserve {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of the file system.
+    Percent(f64),
+}
+
+/// How a store behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// What it promises.
+    pub durability: Durability,
+    /// What it keeps free: no upload begins that would leave less.
+    pub reserve: Reserve,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { durability: Durability::Full, reserve: Reserve::Bytes(256 << 20) }
+    }
+}
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +76,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
+    options: Options,
     inflight: InFlight,
     lock: std::sync::Mutex<Lock>,
 }
@@ -50,7 +87,7 @@ impl Store {
     ///
     /// # Errors
     /// If another process has it open, or the file system refuses.
-    pub fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
+    pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
         std::fs::create_dir_all(dir).on("create the storage directory", dir)?;
         let dir = std::path::absolute(dir).on("find", dir)?;
         let layout = Layout::new(&dir);
@@ -61,7 +98,8 @@ impl Store {
         layout.create()?;
         receive::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
-        Ok(Arc::new(Self { layout, inflight: InFlight::default(), lock: lock.into() }))
+        let (inflight, lock) = (InFlight::default(), lock.into());
+        Ok(Arc::new(Self { layout, options, inflight, lock }))
     }
 
     /// Tells a process that finds the store in use who has it.
@@ -70,6 +108,37 @@ impl Store {
     /// If the note cannot be written.
     pub fn leave_note(&self, text: &str) -> Result<(), DiskError> {
         self.lock.lock().expect("BUG: no one panics with this lock").note(text)
+    }
+
+    /// Whether so many bytes more would still leave the reserve free.
+    ///
+    /// # Errors
+    /// If not ([`DiskError::is_full`]), or if the file system cannot say.
+    pub fn has_room_for(&self, more_bytes: u64) -> Result<(), DiskError> {
+        let uploading = self.layout.uploading();
+        let Some(space) = Space::of(&uploading)? else { return Ok(()) };
+        let reserve_bytes = match self.options.reserve {
+            Reserve::Bytes(bytes) => bytes,
+            Reserve::Percent(percent) => (space.total_bytes as f64 * percent / 100.0) as u64,
+        };
+        if space.free_bytes.saturating_sub(more_bytes) >= reserve_bytes
+            && space.free_bytes >= more_bytes
+        {
+            return Ok(());
+        }
+        let mib = |bytes: u64| bytes / (1 << 20);
+        let (free, kept) = (mib(space.free_bytes), mib(reserve_bytes));
+        let reason = format!("{free} MiB are free, and {kept} MiB are kept in reserve");
+        let source = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
+        Err(DiskError { op: "store more in", path: uploading, source })
+    }
+
+    /// Makes the names in a directory durable, if that is what the store promises.
+    fn sync_dir(&self, dir: &Path) -> Result<(), DiskError> {
+        match self.options.durability {
+            Durability::Full => sync_dir(dir),
+            Durability::Relaxed => Ok(()),
+        }
     }
 
     /// The directory that holds all checkouts.

@@ -8,9 +8,9 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Ticket, layout::Layout};
+use super::{Durability, Ticket, layout::Layout};
 use crate::{
-    disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file, sync_dir},
+    disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file},
     domain::Digest,
 };
 
@@ -93,6 +93,9 @@ impl Ticket {
 
         let (dir, file) = layout.blob(&self.id);
         create_dir_if_missing(&dir)?;
+        if self.store.options.durability == Durability::Full {
+            temp.sync()?;
+        }
         if let Err(error) = temp.publish(&file) {
             // Windows does not replace a read-only file. If it is the same blob, sent beside us and
             // stored first, then that is as good.
@@ -100,9 +103,9 @@ impl Ticket {
                 return Err(error.into());
             }
         }
-        sync_dir(&dir)?;
+        self.store.sync_dir(&dir)?;
         // Also when the directory was there: whoever made it may not have come this far.
-        sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
+        self.store.sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
         self.stored = true;
         Ok(())
     }

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use farmhand::{server, store::Store};
+use farmhand::{
+    server,
+    store::{self, Store},
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -59,9 +62,13 @@ impl TestServer {
     }
 
     pub fn with(options: server::Options) -> Self {
+        Self::with_store(options, store::Options::default())
+    }
+
+    pub fn with_store(options: server::Options, store: store::Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Below another directory, so that escapes can be seen.
-        let store = Store::open(&dir.path().join("storage")).unwrap();
+        let store = Store::open(&dir.path().join("storage"), store).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -83,8 +83,18 @@ fn ask(connection: &mut Connection, request: &[u8]) -> Option<Answer> {
 
 /// A server with a fault, and its log in a file.
 fn start(home: &Path, storage: &Path, fault: &str) -> Option<(ServerProcess, PathBuf)> {
+    start_with(home, storage, fault, "full")
+}
+
+fn start_with(
+    home: &Path,
+    storage: &Path,
+    fault: &str,
+    durability: &str,
+) -> Option<(ServerProcess, PathBuf)> {
     let log = home.join("log");
     let mut child = farmhand(home)
+        .env("FARMHAND_STORE_DURABILITY", durability)
         .args(["serve", "--log-format", "json", "--listen", "127.0.0.1:0", "--storage"])
         .arg(storage)
         .env("FARMHAND_LOG", "off,farmhand::disk=trace,farmhand::access=info")
@@ -378,4 +388,21 @@ fn a_power_cut_loses_nothing_and_without_any_one_sync_it_would() {
     // A store that is new needs one of its two; they may be on different file systems.
     assert_eq!(needless.len(), 2, "{needless:#?}");
     assert!(needless.iter().all(|sync| sync.starts_with("sync-file-system")), "{needless:#?}");
+}
+
+#[test]
+fn a_relaxed_store_syncs_nothing_and_is_whole_when_the_process_is_killed() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    drop(start(home.path(), &storage, "").unwrap());
+    let (server, log) = start_with(home.path(), &storage, "", "relaxed").unwrap();
+    let promised = scenario(&server);
+    drop(server); // as kill -9 does
+    check(&storage, &[promised]);
+    let lines = log_lines(&log);
+    let count = |kind: &str| lines.iter().filter(|line| fields(line).0 == kind).count();
+    assert_eq!((count("sync-data"), count("sync-dir")), (0, 0));
+    assert!(count("rename") >= 5);
+    // And the model sees what that means.
+    assert!(!Model::run(&lines[1..], storage.to_str().unwrap()).is_empty());
 }

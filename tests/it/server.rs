@@ -336,7 +336,9 @@ fn a_checkout_waits_for_blobs_in_flight() {
 /// checkout is made. The rounds sweep over these moments.
 #[test]
 fn a_checkout_never_misses_a_blob_that_arrives() {
-    let server = TestServer::start();
+    let durability = farmhand::store::Durability::Relaxed; // a thousand uploads
+    let options = farmhand::store::Options { durability, ..Default::default() };
+    let server = TestServer::with_store(Options::default(), options);
     let mut connection = server.connect();
     let mut files = Vec::new();
     for number in 0..1000 {
@@ -497,7 +499,7 @@ fn an_upload_that_breaks_off_leaves_nothing() {
     let mut broken = server.connect();
     broken.half_upload(&content, "");
     server.until_status(&content, "uploading");
-    assert_eq!(server.temp_files(), 1);
+    until(|| server.temp_files() == 1);
     drop(broken);
     server.until_status(&content, "unknown");
     until(|| server.temp_files() == 0);
@@ -534,6 +536,28 @@ fn a_blob_of_the_wrong_length_does_not_count() {
     server.post_json("checkout/create", &body).is_error(424, "not stored");
     assert_eq!(server.upload(&content).status, 204);
     assert_eq!(fs::read(&blob).unwrap(), content);
+}
+
+#[test]
+fn a_reserve_is_kept_free() {
+    let reserve = farmhand::store::Reserve::Percent(100.0);
+    let options = farmhand::store::Options { reserve, ..Default::default() };
+    let server = TestServer::with_store(Options::default(), options);
+    let content = random(8 << 20);
+    // Before the body is read: the client has not sent it yet.
+    let mut connection = server.connect();
+    let path = format!("/api/v3/shaman/files/{}", address(&content));
+    connection.send(&post_head(&path, "", content.len() as u64));
+    connection.answer().is_error(507, "are kept in reserve");
+    server.connect().get("/readyz").is_error(503, "are kept in reserve");
+    // Everything else goes on.
+    server.alive();
+    assert_eq!(server.status(&content), "unknown");
+    let body = json!({ "checkoutPath": "x", "files": [] });
+    assert_eq!(server.post_json("checkout/create", &body).status, 200);
+
+    let server = TestServer::start();
+    assert_eq!(server.connect().get("/readyz").json(), json!({ "status": "ready" }));
 }
 
 #[test]
