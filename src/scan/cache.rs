@@ -68,6 +68,7 @@ impl HashCache {
             warn_unusable(&path, &error.to_string());
             return Self { open: None };
         }
+        let _lock = lock(&path);
         let connection = match connect(&path) {
             Err(error) if is_corrupt(&error) => {
                 begin_anew(&path, |_| Ok(())).map(|(fresh, ())| fresh)
@@ -120,6 +121,7 @@ impl HashCache {
         let done = match action(&mut connection) {
             Err(error) if is_corrupt(&error) => {
                 drop(connection);
+                let _lock = lock(&path);
                 begin_anew(&path, action)
             }
             done => done.map(|value| (connection, value)),
@@ -154,26 +156,23 @@ fn explain(error: &rusqlite::Error) -> String {
     }
 }
 
-/// Opens the database. Several processes may do so for the first time together, and SQLite does not
-/// wait where one of them switches it to WAL: so we do.
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+/// Taken while a cache is opened or begun anew: SQLite does not always wait for another process that
+/// makes the same file, or switches it to WAL, at the same time.
+fn lock(path: &Path) -> Option<Lock> {
     let start = Instant::now();
     loop {
-        match try_connect(path) {
-            Err(error)
-                if matches!(
-                    error.sqlite_error_code(),
-                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
-                ) && start.elapsed() < BUSY_TIMEOUT =>
-            {
-                thread::sleep(Duration::from_millis(10));
+        match Lock::acquire(&path.with_extension("lock")) {
+            Err(LockError::Held { .. }) if start.elapsed() < BUSY_TIMEOUT => {
+                thread::sleep(Duration::from_millis(5));
             }
-            connection => return connection,
+            // Without a lock it is done all the same: all that can be lost is time.
+            lock => return lock.ok(),
         }
     }
 }
 
-fn try_connect(path: &Path) -> rusqlite::Result<Connection> {
+/// Opens the database, under the lock.
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -204,7 +203,7 @@ fn is_corrupt(error: &rusqlite::Error) -> bool {
 }
 
 /// Sets a corrupt cache aside, so that somebody may look at it, begins a new one, and does what
-/// could not be done. Of several processes that find it corrupt, one sets it aside.
+/// could not be done; under the lock. Of several processes that find it corrupt, one sets it aside.
 fn begin_anew<T>(
     path: &Path,
     action: impl Fn(&mut Connection) -> rusqlite::Result<T>,
@@ -213,16 +212,6 @@ fn begin_anew<T>(
         let mut connection = connect(path)?;
         let value = action(&mut connection)?;
         Ok((connection, value))
-    };
-    let start = Instant::now();
-    let _lock = loop {
-        match Lock::acquire(&path.with_extension("lock")) {
-            Err(LockError::Held { .. }) if start.elapsed() < BUSY_TIMEOUT => {
-                thread::sleep(Duration::from_millis(10));
-            }
-            // Without a lock it is done all the same: all that can be lost is time.
-            lock => break lock.ok(),
-        }
     };
     match attempt() {
         Err(error) if is_corrupt(&error) => {}

@@ -181,7 +181,9 @@ mod tests {
     fn a_file_that_keeps_changing_is_unstable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        fs::write(&path, vec![0; 1 << 20]).unwrap();
+        // So long that the other thread gets its turn while it is read, whatever the machine does.
+        const SIZE: u64 = 256 << 20;
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -190,7 +192,7 @@ mod tests {
                     file.write_all(b"more").unwrap();
                 }
             });
-            while fs::metadata(&path).unwrap().len() == 1 << 20 {
+            while fs::metadata(&path).unwrap().len() == SIZE {
                 thread::yield_now();
             }
             let result = hash(&path);
