@@ -11,6 +11,7 @@ mod common;
 mod conformance;
 mod crash;
 mod layering;
+mod races;
 mod server;
 mod shutdown;
 mod sync;
