@@ -22,8 +22,10 @@ use crate::{
     scan::Skipped,
 };
 
-/// Scans DIR, sends what the server lacks, and has a checkout of it created. Prints the path of the
-/// checkout that the server used, below its directory of checkouts.
+/// Make a checkout of a folder on a server, sending what is missing
+///
+/// Prints the path of the checkout that the server used, below its directory of checkouts. Without
+/// --server and --storage, the checkout is made in a store in the user's data directory.
 #[derive(Debug, Args)]
 pub(super) struct Checkout {
     /// The folder

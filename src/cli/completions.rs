@@ -8,6 +8,7 @@ use super::{
     exit::{Exit, Failure},
 };
 
+/// Print the completions for a shell
 #[derive(Debug, Args)]
 pub(super) struct Completions {
     /// The shell to print completions for

@@ -10,6 +10,7 @@ use super::{
     settings::default_file,
 };
 
+/// Show or check the configuration
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
     /// Print every setting, its value and where that comes from

@@ -10,8 +10,10 @@ use super::{
 };
 use crate::conformance::{self, Target, Verdict};
 
-/// Runs the checks of the protocol against a server, and prints a line for each. Leaves a few small
-/// blobs and two checkouts named farmhand-conformance-… behind. Succeeds only if all checks hold.
+/// Check how well a server speaks Shaman
+///
+/// Prints a line for each check, and succeeds only if all hold. Leaves a few small blobs and two
+/// checkouts named farmhand-conformance-… behind.
 #[derive(Debug, Args)]
 pub(super) struct Conformance {
     /// The server, like http://farm:8080/

@@ -13,6 +13,7 @@ use super::{
     settings::Overrides,
 };
 
+/// Print SHA-256, size and path of files, as Shaman knows them
 #[derive(Debug, Args)]
 pub(super) struct Hash {
     /// Files and folders

@@ -29,9 +29,9 @@ Exit codes:
   4 missing input               130 interrupted
   5 server unreachable
 
-Every setting can also be given in the environment (FARMHAND_SERVER, FARMHAND_UPLOAD_PARALLEL, …) or
-in the configuration file; `farmhand config show` lists them all. Flags win over the environment, the
-environment over the file.";
+Every setting can also be given in the environment (FARMHAND_SERVER, FARMHAND_UPLOAD_PARALLEL,
+and so on) or in the configuration file; `farmhand config show` lists them all. Flags win over
+the environment, the environment over the file.";
 
 /// Gets project folders onto a render farm: hashes, sends what is missing, makes checkouts.
 #[derive(Debug, Parser)]
@@ -73,20 +73,13 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a checkout of a folder on a server, sending what is missing
     Checkout(checkout::Checkout),
-    /// Send what a server lacks of folders, without making a checkout
     Push(push::Push),
-    /// Print SHA-256, size and path of files, as Shaman knows them
     Hash(hash::Hash),
-    /// Serve a store to Shaman clients
     Serve(serve::Serve),
-    /// Check how well a server speaks Shaman
     Conformance(conformance::Conformance),
-    /// Show or check the configuration
     #[command(subcommand)]
     Config(config::Config),
-    /// Print the completions for a shell
     Completions(completions::Completions),
 }
 

@@ -16,8 +16,10 @@ use super::{
 };
 use crate::agent;
 
-/// Scans folders and sends what the server lacks of them, so that a checkout later has nothing to
-/// send. Prints nothing but, with --json, one object per folder.
+/// Send what a server lacks of folders, without making a checkout
+///
+/// A checkout later then has nothing to send. Results are printed with --json only, one object per
+/// folder.
 #[derive(Debug, Args)]
 pub(super) struct Push {
     /// The folders

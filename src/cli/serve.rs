@@ -20,8 +20,10 @@ use super::{
 };
 use crate::{server, store::Store};
 
-/// Serves a store to Shaman clients, until it gets SIGTERM or Ctrl-C; a second one ends it at once.
-/// Prints the addresses when it is ready.
+/// Serve a store to Shaman clients
+///
+/// Prints the addresses when it is ready. Ends on SIGTERM or Ctrl-C, when the requests under way have
+/// been answered; a second one ends it at once.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// An address to listen on; can be given more than once [default: 127.0.0.1:8080 and [::1]:8080]

@@ -1,5 +1,7 @@
 //! All integration tests, in one binary: real servers on ports of this machine, real HTTP, real files.
 
+// Permissions, signals, links: what the tests look at is Unix. The pure parts have their tests beside the code.
+#![cfg(unix)]
 // `clippy.toml` allows this in test functions, but not in what they share.
 #![allow(clippy::unwrap_used)]
 
