@@ -1,6 +1,6 @@
 //! `farmhand hash PATH…`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -12,6 +12,7 @@ use super::{
     session::{ScanArgs, Scans, interrupted, report_skipped},
     settings::Overrides,
 };
+use crate::scan::Scan;
 
 /// Print SHA-256, size and path of files, as Shaman knows them
 #[derive(Debug, Args)]
@@ -42,23 +43,36 @@ impl Hash {
                     return Err(Failure::interrupted());
                 }
             };
-            let is_file = path.is_file();
-            for file in &scan.files {
-                let shown = if is_file { path.clone() } else { path.join(file.path.as_str()) };
-                let (sha, size) = (file.digest, file.fingerprint.size_bytes);
-                if context.json {
-                    let path = shown.to_string_lossy();
-                    print_json(&json!({ "sha256": sha, "size": size, "path": path }))?;
-                } else {
-                    print(&format!("{sha}  {size}  {}", escaped(&shown.to_string_lossy())))?;
-                }
+            let (path, json) = (path.clone(), context.json);
+            let skipped = scan.skipped.clone();
+            let printing = tokio::task::spawn_blocking(move || print_all(&path, &scan, json));
+            tokio::select! {
+                printed = printing => printed
+                    .map_err(|error| Failure::new(Exit::Failed, format!("BUG: {error}")))??,
+                // Whoever reads may not read on.
+                () = interrupted() => return Err(Failure::interrupted()),
             }
-            if report_skipped(&scan.skipped) != Exit::Done {
+            if report_skipped(&skipped) != Exit::Done {
                 exit = Exit::Skipped;
             }
         }
         Ok(exit)
     }
+}
+
+fn print_all(path: &Path, scan: &Scan, as_json: bool) -> Result<(), Failure> {
+    let is_file = path.is_file();
+    for file in &scan.files {
+        let shown = if is_file { path.to_owned() } else { path.join(file.path.as_str()) };
+        let (sha, size) = (file.digest, file.fingerprint.size_bytes);
+        if as_json {
+            let path = shown.to_string_lossy();
+            print_json(&json!({ "sha256": sha, "size": size, "path": path }))?;
+        } else {
+            print(&format!("{sha}  {size}  {}", escaped(&shown.to_string_lossy())))?;
+        }
+    }
+    Ok(())
 }
 
 /// One line per file, whatever its name: control characters are written as escapes.

@@ -118,7 +118,8 @@ impl Shaman {
             .tcp_nodelay(true)
             .pool_idle_timeout(Duration::from_secs(30))
             .redirect(redirect_policy());
-        if base.scheme() == "http" {
+        let through_proxy = options.proxies && !is_loopback(&base) && has_proxy();
+        if base.scheme() == "http" && !through_proxy {
             // No root certificates are needed, and on small machines there are none.
             builder = builder.tls_certs_only([]);
         }
@@ -373,6 +374,13 @@ fn base_url(text: &str) -> Result<Url, ClientError> {
     let path = format!("{}/", path.trim_end_matches('/'));
     url.set_path(&path);
     Ok(url)
+}
+
+/// Whether the environment names a proxy for http, which may itself be reached by https.
+fn has_proxy() -> bool {
+    ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
 }
 
 fn is_loopback(url: &Url) -> bool {

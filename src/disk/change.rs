@@ -46,10 +46,13 @@ impl Change {
         change: impl FnOnce() -> io::Result<T>,
     ) -> Result<T, DiskError> {
         let (name, verb) = self.names();
-        let made = fault(name).and_then(|()| change()).on(verb, path)?;
+        let made = fault(name).and_then(|()| change()).on(verb, path);
         let from = from.unwrap_or(Path::new(""));
-        tracing::trace!(target: "farmhand::disk", change = name, from = %from.display(), path = %path.display());
-        Ok(made)
+        tracing::trace!(
+            target: "farmhand::disk",
+            change = name, from = %from.display(), path = %path.display(), failed = made.is_err()
+        );
+        made
     }
 }
 

@@ -73,7 +73,8 @@ impl Space {
         #[cfg(unix)]
         {
             let found = rustix::fs::statvfs(path).map_err(Into::into).on("look at", path)?;
-            Ok(Some(Self {
+            // Some FUSE file systems answer with zeros.
+            Ok((found.f_blocks > 0).then(|| Self {
                 total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
                 free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
             }))

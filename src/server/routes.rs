@@ -27,6 +27,9 @@ use crate::{
 /// JSON bodies up to this size count as small: they share no budget, and are reserved at once.
 const SMALL_JSON_BYTES: u64 = 1 << 20;
 
+/// How long a JSON request may take to come in: a million files at 500 KB/s.
+const JSON_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// Bytes as whole MiB, rounded up.
 pub(super) fn mib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
@@ -86,7 +89,7 @@ async fn healthz() -> Json<serde_json::Value> {
 /// Whether uploads are taken, and if not, why.
 async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiError> {
     let store = app.store.clone();
-    match app.exec.blocking(move || store.has_room_for(0)).await {
+    match app.exec.blocking(move || store.has_room()).await {
         Ok(()) => Ok(Json(serde_json::json!({ "status": "ready" }))),
         Err(error) => {
             let message = format!("not ready: {error}: {}", error.source);
@@ -166,9 +169,10 @@ async fn create(
             break made;
         }
         if flights.is_empty() {
-            // Those that were in flight when they were looked for may have arrived since.
+            // Those that were in flight when they were looked for may have arrived since, or have
+            // been taken over by another client.
             let (store, missing) = (app.store.clone(), missing.clone());
-            if app.exec.blocking(move || store.any_stored(&missing)).await? {
+            if app.exec.blocking(move || store.any_known(&missing)).await? {
                 continue;
             }
             break made;
@@ -216,25 +220,39 @@ async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Jso
             format!("the request is longer than the {limit} bytes this server accepts"),
         )
     };
-    // One that does not say its length may be as long as any.
-    let promised = hyper::body::Body::size_hint(&body).exact().unwrap_or(limit);
-    if promised > limit {
+    let promised = hyper::body::Body::size_hint(&body).exact();
+    if promised.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    let share = if promised > SMALL_JSON_BYTES {
-        let share = app.json_mib.clone().acquire_many_owned(mib(promised));
-        Some(share.await.expect("BUG: never closed"))
-    } else {
-        None
-    };
-    let mut read = Vec::with_capacity(promised.min(SMALL_JSON_BYTES) as usize);
-    while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
-        if (read.len() + piece.len()) as u64 > limit {
-            return Err(too_large());
+    let mut share = None;
+    let mut bytes = Vec::with_capacity(promised.unwrap_or(0).min(SMALL_JSON_BYTES) as usize);
+    let read = async {
+        while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
+            let length = (bytes.len() + piece.len()) as u64;
+            if length > limit {
+                return Err(too_large());
+            }
+            if length > SMALL_JSON_BYTES && share.is_none() {
+                // One that does not say its length may be as long as any.
+                let mib = mib(promised.unwrap_or(limit));
+                let permit = app.json_mib.clone().acquire_many_owned(mib).await;
+                share = Some(permit.expect("BUG: never closed"));
+            }
+            bytes.extend_from_slice(&piece);
         }
-        read.extend_from_slice(&piece);
+        Ok(())
+    };
+    // Whoever has a share keeps others waiting: not for ever, however slowly the body drips in.
+    match tokio::time::timeout(JSON_TIMEOUT, read).await {
+        Ok(result) => result?,
+        Err(_) => {
+            return Err(ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the request did not come in time, or the server has too many large ones: try again",
+            ));
+        }
     }
-    Ok(JsonBody { bytes: read, _share: share })
+    Ok(JsonBody { bytes, _share: share })
 }
 
 fn parse<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs, io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -37,23 +37,45 @@ pub struct Ticket {
     pub(super) id: BlobId,
     pub(super) stored: bool,
     claim: Claim,
+    /// What of the blob is not written yet.
+    left_bytes: u64,
+}
+
+impl Ticket {
+    fn new(store: &Arc<Store>, id: BlobId, claim: Claim) -> Self {
+        let left_bytes = id.size_bytes;
+        store.admitted_bytes.fetch_add(left_bytes, Relaxed);
+        Self { store: store.clone(), id, stored: false, claim, left_bytes }
+    }
+
+    /// So many bytes have been written, and are no longer to come.
+    pub(super) fn wrote(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.left_bytes);
+        self.left_bytes -= bytes;
+        self.store.admitted_bytes.fetch_sub(bytes, Relaxed);
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.store.admitted_bytes.fetch_sub(self.left_bytes, Relaxed);
         self.store.inflight.release(&self.id, self.claim, self.stored);
     }
 }
 
 impl Store {
-    /// Whether a blob's file is there, whole: one of another length than its name says does not count.
+    /// Whether a blob's file is there, whole and durable: one of another length than its name says does
+    /// not count.
     ///
-    /// A file that is in flight may be there and not be durable yet. Who asks must look at
-    /// [`super::inflight`] *first*: then a blob that arrives in between is seen as stored.
+    /// Who also asks whether it is in flight must do that *first*: then a blob that arrives in between
+    /// is seen as stored.
     pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
         let (_, path) = self.layout.blob(id);
         match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_file() && found.len() == id.size_bytes => Ok(Some(found)),
+            Ok(found) if found.is_file() && found.len() == id.size_bytes => {
+                let unsynced = self.unsynced.lock().expect("BUG: no one panics with this lock");
+                Ok((!unsynced.contains(id)).then_some(found))
+            }
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).on("look at", &path),
@@ -74,13 +96,13 @@ impl Store {
         })
     }
 
-    /// Whether any of these blobs is stored.
+    /// Whether any of these blobs is stored, or in flight.
     ///
     /// # Errors
     /// If the file system cannot say.
-    pub fn any_stored(&self, ids: &[BlobId]) -> Result<bool, DiskError> {
+    pub fn any_known(&self, ids: &[BlobId]) -> Result<bool, DiskError> {
         for id in ids {
-            if self.status(id)? == BlobStatus::Stored {
+            if self.status(id)? != BlobStatus::Unknown {
                 return Ok(true);
             }
         }
@@ -133,23 +155,22 @@ impl Store {
         if self.mark_needed(&id, SystemTime::now())? == BlobStatus::Stored {
             return Ok(Begin::Stored);
         }
-        self.has_room_for(id.size_bytes)?;
         let claim = match self.inflight.claim(id) {
             Ok(claim) => claim,
             Err(flight) => return Ok(Begin::Busy(flight)),
         };
-        let ticket = Ticket { store: self.clone(), id, stored: false, claim };
+        let ticket = Ticket::new(self, id, claim);
         // Whoever had the claim before may have stored it since the first look.
-        Ok(match self.is_there(&id)? {
-            Some(_) => Begin::Stored,
-            None => Begin::Receive(ticket),
-        })
+        if self.is_there(&id)?.is_some() {
+            return Ok(Begin::Stored);
+        }
+        self.has_room()?;
+        Ok(Begin::Receive(ticket))
     }
 
     /// The right to receive a blob beside somebody else who is sending it, too slowly to wait for.
     pub fn join(self: &Arc<Self>, id: BlobId) -> Ticket {
-        let claim = self.inflight.join(id);
-        Ticket { store: self.clone(), id, stored: false, claim }
+        Ticket::new(self, id, self.inflight.join(id))
     }
 
     /// The uploads in progress of any of these blobs.

@@ -122,15 +122,16 @@ impl Store {
                     Ok(_) if holds_files(&dir)? => {
                         return Err(conflict(format!("{part:?} is itself a checkout")));
                     }
-                    Ok(_) => break,
+                    Ok(_) => {
+                        // Whoever made it may not have come this far.
+                        self.sync_dir(&above)?;
+                        break;
+                    }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error).on("look at", &dir)?,
                 }
                 match create_dir(&dir) {
-                    Ok(()) => {
-                        made.0.push(dir.clone());
-                        self.sync_dir(&above)?;
-                    }
+                    Ok(()) => made.0.push(dir.clone()),
                     // Somebody was faster: look what it is.
                     Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
                     Err(error) => return Err(error.into()),
@@ -177,7 +178,12 @@ impl Store {
             let target = self.layout.checkout(&name);
             match rename_new(&staging.0, &target) {
                 Ok(()) => {
-                    self.sync_dir(target.parent().expect("BUG: a checkout is below jobs/"))?;
+                    let above = target.parent().expect("BUG: a checkout is below jobs/");
+                    if let Err(error) = self.sync_dir(above) {
+                        // It is not to be seen if it is not to be relied on.
+                        let _ = rename_new(&target, &staging.0);
+                        return Err(error.into());
+                    }
                     return Ok(name);
                 }
                 Err(error) if is_taken(&error.source) => {

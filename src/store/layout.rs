@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::Durability;
 use crate::{
     disk::{DiskError, IoContext, create_dir_if_missing, sync_file_system},
     domain::{BlobId, CheckoutPath, RelPath},
@@ -51,7 +52,7 @@ impl Layout {
     /// Makes the fixed directories, and makes durable whatever has been renamed into the storage
     /// by a process that did not live to sync it. Each of the 256 prefixes exists before the first
     /// blob, so that storing one never has to sync `stored/` itself.
-    pub fn create(&self) -> Result<(), DiskError> {
+    pub fn create(&self, durability: Durability) -> Result<(), DiskError> {
         for dir in [self.stored(), self.uploading(), self.building()] {
             fs::create_dir_all(&dir).on("create", &dir)?;
         }
@@ -62,9 +63,11 @@ impl Layout {
                 create_dir_if_missing(&dir)?;
             }
         }
-        // They may be on different ones.
-        for dir in [self.stored(), self.jobs()] {
-            sync_file_system(&dir)?;
+        if durability == Durability::Full {
+            // They may be on different ones.
+            for dir in [self.stored(), self.jobs()] {
+                sync_file_system(&dir)?;
+            }
         }
         Ok(())
     }

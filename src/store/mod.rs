@@ -9,7 +9,14 @@ mod inflight;
 mod layout;
 mod receive;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 pub use blobs::{Begin, Ticket};
 pub use checkout::CheckoutError;
@@ -17,6 +24,7 @@ pub use inflight::Flight;
 pub use receive::ReceiveError;
 
 use crate::disk::{DiskError, IoContext, Lock, LockError, Space, sync_dir};
+use crate::domain::BlobId;
 use inflight::InFlight;
 use layout::Layout;
 
@@ -27,7 +35,7 @@ pub enum Durability {
     /// What is said to be stored survives a power cut.
     #[default]
     Full,
-    /// It survives the end of the process only. Nothing is synced: a power cut may leave blobs
+    /// It survives the end of the process only. Nothing is synced, ever: a power cut may leave blobs
     /// that are empty or half written, under their names.
     Relaxed,
 }
@@ -78,6 +86,11 @@ pub struct Store {
     layout: Layout,
     options: Options,
     inflight: InFlight,
+    /// Blobs whose names have been given and are not durable. They do not count as stored: not
+    /// while that goes on, and not after it has failed.
+    unsynced: Mutex<HashSet<BlobId>>,
+    /// Bytes of uploads that have begun and are not written yet.
+    admitted_bytes: AtomicU64,
     lock: std::sync::Mutex<Lock>,
 }
 
@@ -95,11 +108,17 @@ impl Store {
             LockError::Held { note } => OpenError::InUse { dir: dir.display().to_string(), note },
             LockError::Disk(error) => error.into(),
         })?;
-        layout.create()?;
+        layout.create(options.durability)?;
         receive::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
-        let (inflight, lock) = (InFlight::default(), lock.into());
-        Ok(Arc::new(Self { layout, options, inflight, lock }))
+        Ok(Arc::new(Self {
+            layout,
+            options,
+            inflight: InFlight::default(),
+            unsynced: Mutex::default(),
+            admitted_bytes: AtomicU64::new(0),
+            lock: lock.into(),
+        }))
     }
 
     /// Tells a process that finds the store in use who has it.
@@ -110,11 +129,12 @@ impl Store {
         self.lock.lock().expect("BUG: no one panics with this lock").note(text)
     }
 
-    /// Whether so many bytes more would still leave the reserve free.
+    /// Whether the uploads that have begun leave the reserve free.
     ///
     /// # Errors
     /// If not ([`DiskError::is_full`]), or if the file system cannot say.
-    pub fn has_room_for(&self, more_bytes: u64) -> Result<(), DiskError> {
+    pub fn has_room(&self) -> Result<(), DiskError> {
+        let more_bytes = self.admitted_bytes.load(Relaxed);
         let uploading = self.layout.uploading();
         let Some(space) = Space::of(&uploading)? else { return Ok(()) };
         let reserve_bytes = match self.options.reserve {
@@ -127,8 +147,10 @@ impl Store {
             return Ok(());
         }
         let mib = |bytes: u64| bytes / (1 << 20);
-        let (free, kept) = (mib(space.free_bytes), mib(reserve_bytes));
-        let reason = format!("{free} MiB are free, and {kept} MiB are kept in reserve");
+        let (free, kept, more) = (mib(space.free_bytes), mib(reserve_bytes), mib(more_bytes));
+        let reason = format!(
+            "{free} MiB are free, {kept} MiB are kept in reserve, and {more} MiB are still to come"
+        );
         let source = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
         Err(DiskError { op: "store more in", path: uploading, source })
     }

@@ -56,7 +56,8 @@ impl Ticket {
     /// If the body is something else, breaks off, or the file system refuses. The store is as before.
     pub fn receive(mut self, body: &mut dyn BufRead) -> Result<(), ReceiveError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let layout = &self.store.layout;
+        let store = self.store.clone();
+        let layout = &store.layout;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{number}{}", std::process::id(), Layout::TEMP_SUFFIX);
         let mut temp = TempFile::create(layout.uploading().join(name))?;
@@ -81,6 +82,7 @@ impl Ticket {
             hasher.update(data);
             temp.write(data)?;
             body.consume(count);
+            self.wrote(count as u64);
         }
         if received_bytes < expected_bytes {
             return Err(ReceiveError::Size { expected_bytes, received_bytes, more: false });
@@ -96,7 +98,10 @@ impl Ticket {
         if self.store.options.durability == Durability::Full {
             temp.sync()?;
         }
+        let unsynced = || self.store.unsynced.lock().expect("BUG: no one panics with this lock");
+        unsynced().insert(self.id);
         if let Err(error) = temp.publish(&file) {
+            unsynced().remove(&self.id);
             // Windows does not replace a read-only file. If it is the same blob, sent beside us and
             // stored first, then that is as good.
             if self.store.is_there(&self.id)?.is_none() {
@@ -106,6 +111,7 @@ impl Ticket {
         self.store.sync_dir(&dir)?;
         // Also when the directory was there: whoever made it may not have come this far.
         self.store.sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
+        unsynced().remove(&self.id);
         self.stored = true;
         Ok(())
     }

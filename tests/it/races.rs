@@ -74,7 +74,8 @@ fn bad_clients_do_not_harm_good_ones() {
                         1 => {
                             connection.half_upload(content, "");
                             let answer = connection.other_half(&vec![0; content.len()]);
-                            assert!(matches!(answer.status, 417 | 208), "{answer:?}");
+                            // Not let run for long enough, it has stalled.
+                            assert!(matches!(answer.status, 417 | 208 | 408), "{answer:?}");
                             refused.fetch_add(1, SeqCst);
                         }
                         // Stalls until it is told to go.

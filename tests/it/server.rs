@@ -561,6 +561,28 @@ fn a_reserve_is_kept_free() {
 }
 
 #[test]
+fn room_is_promised_once() {
+    let server = TestServer::start();
+    let sha = |number: u8| sha(&[number]);
+    // More than any disk has: what has begun and is to come counts.
+    let head = |number: u8, length: u64| {
+        post_head(&format!("/api/v3/shaman/files/{}/{length}", sha(number)), "", length)
+    };
+    let mut first = server.connect();
+    first.send(&head(1, 1 << 60));
+    first.answer().is_error(507, "are still to come");
+    // A blob that somebody else is sending needs no room of its own.
+    let content = random(200_000);
+    let mut sender = server.connect();
+    sender.half_upload(&content, "");
+    server.until_status(&content, "uploading");
+    server.connect().upload(&content, DEFERS).is_error(425, "go on with others");
+    assert_eq!(sender.other_half(&content).status, 204);
+    // What was refused takes none.
+    assert_eq!(server.connect().get("/readyz").status, 200);
+}
+
+#[test]
 fn trouble_with_the_disk_is_not_called_unknown() {
     let server = TestServer::start();
     let content = random(1000);
