@@ -32,10 +32,13 @@ impl Hash {
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let scans = Scans::new(context)?;
         let mut exit = Exit::Done;
+        // One for all: a signal that comes between two waits must not be lost.
+        let stop = interrupted();
+        tokio::pin!(stop);
         for path in &self.paths {
             let scan = tokio::select! {
                 scan = scans.scan(context, path) => scan?,
-                () = interrupted() => {
+                () = &mut stop => {
                     tokio::select! {
                         () = scans.stop() => {}
                         () = interrupted() => {} // a file that hangs
@@ -50,7 +53,7 @@ impl Hash {
                 printed = printing => printed
                     .map_err(|error| Failure::new(Exit::Failed, format!("BUG: {error}")))??,
                 // Whoever reads may not read on.
-                () = interrupted() => return Err(Failure::interrupted()),
+                () = &mut stop => return Err(Failure::interrupted()),
             }
             if report_skipped(&skipped) != Exit::Done {
                 exit = Exit::Skipped;

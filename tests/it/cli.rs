@@ -615,6 +615,34 @@ fn completions_are_printed_for_every_shell() {
     }
 }
 
+/// Whoever reads may not read on: then printing stands still, and must be stoppable all the same.
+#[test]
+fn hash_can_be_interrupted_while_it_prints() {
+    let home = Home::new();
+    let project = home.path().join("p");
+    fs::create_dir(&project).unwrap();
+    // More lines than a pipe holds.
+    for number in 0..1500 {
+        fs::write(project.join(format!("file-{number}")), "").unwrap();
+    }
+    let mut child = farmhand(home.path())
+        .args(["hash", "--no-cache", project.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut out, &mut [0]).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let mut code = None;
+    until(|| {
+        code = child.try_wait().unwrap();
+        code.is_some()
+    });
+    assert_eq!(code.unwrap().code(), Some(130));
+}
+
 #[test]
 fn interrupted_it_says_so_and_the_next_run_goes_on() {
     let home = Home::new();
