@@ -13,7 +13,7 @@ use super::{
     Context,
     exit::{Exit, Failure},
     print, print_json,
-    session::{ScanArgs, ServerArgs, Session, report_skipped},
+    session::{ScanArgs, ServerArgs, Session, report_skipped, require_folders},
     settings::Overrides,
 };
 use crate::{
@@ -103,6 +103,7 @@ impl Checkout {
             })?,
             None => default_name(&self.dir),
         };
+        require_folders(std::slice::from_ref(&self.dir))?;
         Session::run(context, async |session| {
             let scan = session.scan(&self.dir).await?;
             if scan.files.is_empty() {

@@ -103,9 +103,7 @@ impl From<ClientError> for Failure {
             _ if error.is_gateway() => {
                 (Exit::Unreachable, "run this again when the server is back")
             }
-            ClientError::BadUrl { .. } => {
-                (Exit::Usage, "give --server a URL like http://farm:8080/")
-            }
+            ClientError::BadUrl { .. } => (Exit::Usage, "give a URL like http://farm:8080/"),
             ClientError::Setup { .. } => (Exit::Failed, "are root certificates installed?"),
             ClientError::Unreachable { .. } => (
                 Exit::Unreachable,

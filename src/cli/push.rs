@@ -11,7 +11,7 @@ use super::{
     checkout::Counts,
     exit::{Exit, Failure},
     print_json,
-    session::{ScanArgs, ServerArgs, Session, report_skipped},
+    session::{ScanArgs, ServerArgs, Session, report_skipped, require_folders},
     settings::Overrides,
 };
 use crate::agent;
@@ -46,6 +46,7 @@ impl Push {
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        require_folders(&self.dirs)?;
         Session::run(context, async |session| {
             let mut exit = Exit::Done;
             for dir in &self.dirs {

@@ -23,7 +23,7 @@ use crate::{
     client::{self, Shaman},
     exec::Exec,
     meter::Progress,
-    scan::{Scan, Scanner, Skipped},
+    scan::{Scan, ScanError, Scanner, Skipped, WalkError},
     server,
     store::{self, OpenError, Store},
 };
@@ -207,10 +207,6 @@ impl Session {
 
     /// Scans a folder.
     pub async fn scan(&self, dir: &Path) -> Result<Scan, Failure> {
-        if dir.is_file() {
-            let message = format!("{} is a file; give the folder it belongs to", dir.display());
-            return Err(Failure::new(Exit::Usage, message));
-        }
         self.scans.scan_quietly(dir).await
     }
 
@@ -218,6 +214,20 @@ impl Session {
     pub fn checkout_dir(&self, path: &str) -> Option<PathBuf> {
         Some(self.embedded.as_ref()?.store.checkouts_dir().join(path))
     }
+}
+
+/// Looks for what is certainly wrong before a store is made or anything is sent.
+pub(super) fn require_folders(dirs: &[PathBuf]) -> Result<(), Failure> {
+    for dir in dirs {
+        if dir.is_file() {
+            let message = format!("{} is a file; give the folder it belongs to", dir.display());
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        if matches!(dir.try_exists(), Ok(false)) {
+            return Err(ScanError::from(WalkError::Missing(dir.clone())).into());
+        }
+    }
+    Ok(())
 }
 
 /// What was skipped, on standard error; and what that means for the exit code.

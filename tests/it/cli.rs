@@ -320,6 +320,8 @@ fn wrong_input_is_one_line_and_the_right_exit_code() {
     let checkout = |arguments: &[&str]| home.run(&[&["checkout"], arguments].concat());
     checkout(&["missing", store[0], store[1]])
         .fails(4, &["missing does not exist", "check the path"]);
+    home.run(&["push", "p", "missing", store[0], store[1]]).fails(4, &["missing does not exist"]);
+    assert!(!home.path().join("store").exists(), "a store was made for nothing");
     checkout(&["empty", store[0], store[1]]).fails(4, &["nothing to send in empty"]);
     checkout(&["file", store[0], store[1]]).fails(2, &["file is a file", "give the folder"]);
     checkout(&["p", "--as", "../up", store[0], store[1]])
