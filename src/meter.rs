@@ -16,10 +16,18 @@ pub enum Phase {
     Uploading,
     /// Having the checkout created.
     Creating,
+    /// Looking after a store.
+    Upkeep,
 }
 
-const PHASES: [Phase; 5] =
-    [Phase::Walking, Phase::Hashing, Phase::Asking, Phase::Uploading, Phase::Creating];
+const PHASES: [Phase; 6] = [
+    Phase::Walking,
+    Phase::Hashing,
+    Phase::Asking,
+    Phase::Uploading,
+    Phase::Creating,
+    Phase::Upkeep,
+];
 
 /// How far a job is in its current phase. Totals may grow.
 #[derive(Debug, Default)]

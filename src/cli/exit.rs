@@ -6,8 +6,9 @@ use super::settings::LogFormat;
 use crate::{
     agent::SyncError,
     client::ClientError,
+    disk::DiskError,
     scan::{ScanError, WalkError},
-    store::OpenError,
+    store::{AdoptError, EraseError, OpenError, ScrubError},
 };
 
 /// What the exit code says.
@@ -119,6 +120,9 @@ impl From<ClientError> for Failure {
             ClientError::MissingFiles { certain: true, .. } => {
                 (Exit::Integrity, "run this again; if that does not help, check the server's disk")
             }
+            // With a message that says what to do.
+            ClientError::Status { status, .. } if status.as_u16() == 404 => (Exit::Missing, ""),
+            ClientError::Status { status, .. } if status.as_u16() == 409 => (Exit::Failed, ""),
             ClientError::MissingFiles { certain: false, .. } | ClientError::Status { .. } => {
                 (Exit::Failed, "see the server's log")
             }
@@ -164,11 +168,43 @@ impl From<ScanError> for Failure {
     }
 }
 
+impl From<DiskError> for Failure {
+    fn from(error: DiskError) -> Self {
+        Self::of(Exit::Failed, &error, "check the disk and the permissions there")
+    }
+}
+
+impl From<AdoptError> for Failure {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            AdoptError::Open(error) => error.into(),
+            AdoptError::NoStorage(_) => {
+                Self::of(Exit::Missing, &error, "give the directory that holds file-store and jobs")
+            }
+        }
+    }
+}
+
+impl From<ScrubError> for Failure {
+    fn from(error: ScrubError) -> Self {
+        Self::of(Exit::Failed, &error, "check the disk and the permissions there")
+    }
+}
+
+impl From<EraseError> for Failure {
+    fn from(error: EraseError) -> Self {
+        Self::of(Exit::Failed, &error, "check the disk and the permissions there")
+    }
+}
+
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let next = match &error {
             OpenError::InUse { .. } => {
                 "go through its server with --server, or wait until it has ended"
+            }
+            OpenError::Mode(_) => {
+                return Self::of(Exit::Usage, &error, "choose another store.link_mode");
             }
             OpenError::Disk(error) if error.is_full() => {
                 "make room there, or choose another --storage"

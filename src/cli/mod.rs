@@ -12,6 +12,7 @@ mod push;
 mod serve;
 mod session;
 mod settings;
+mod store;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -77,6 +78,7 @@ enum Command {
     Push(push::Push),
     Hash(hash::Hash),
     Serve(serve::Serve),
+    Store(store::Store),
     Conformance(conformance::Conformance),
     #[command(subcommand)]
     Config(config::Config),
@@ -101,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Push(command) => command.overrides(&mut overrides),
         Command::Hash(command) => command.overrides(&mut overrides),
         Command::Serve(command) => command.overrides(&mut overrides),
+        Command::Store(command) => command.overrides(&mut overrides),
         Command::Conformance(_) | Command::Config(_) | Command::Completions(_) => {}
     }
     let settings = match Settings::load(cli.global.config.as_deref(), &overrides) {
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Push(command) => block_on(command.run(&context)),
         Command::Hash(command) => block_on(command.run(&context)),
         Command::Serve(command) => block_on(command.run(&context)),
+        Command::Store(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
         Command::Config(command) => command.run(&context),
         Command::Completions(command) => command.run(),

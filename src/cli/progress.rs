@@ -107,12 +107,14 @@ fn has_bytes(phase: Phase) -> bool {
 }
 
 fn message(now: &Snapshot) -> String {
-    let Snapshot { files, files_total, .. } = now;
+    let Snapshot { files, files_total, bytes, .. } = now;
     match now.phase {
         Phase::Walking => format!("looking for files: {files}"),
         Phase::Hashing => format!("hashing {files}/{files_total} files"),
         Phase::Asking => "asking the server what is missing".into(),
         Phase::Uploading => format!("sending {files}/{files_total} files"),
         Phase::Creating => "creating the checkout".into(),
+        Phase::Upkeep if *bytes > 0 => format!("{files} files, {}", ByteSize::b(*bytes)),
+        Phase::Upkeep => format!("{files} files"),
     }
 }

@@ -10,13 +10,15 @@ use std::{
 
 use bytesize::ByteSize;
 use etcetera::BaseStrategy;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::{Table, Value};
 
 use super::exit::{Exit, Failure};
 use crate::{
-    agent, scan, server,
+    agent,
+    domain::report::LinkMode,
+    scan, server,
     store::{self, Reserve},
 };
 
@@ -44,12 +46,26 @@ pub(super) struct Values {
 pub(super) struct StoreValues {
     pub durability: store::Durability,
     pub reserve: Room,
+    pub link_mode: LinkMode,
+    pub max_age: Time,
+    pub gc_every: Every,
+    pub scrub_every: Every,
+    pub scrub_rate: ByteSize,
 }
 
 impl Default for StoreValues {
     fn default() -> Self {
         let options = store::Options::default();
-        Self { durability: options.durability, reserve: Room(options.reserve) }
+        let upkeep = server::Upkeep::default();
+        Self {
+            durability: options.durability,
+            reserve: Room(options.reserve),
+            link_mode: options.link_mode,
+            max_age: Time(upkeep.max_age),
+            gc_every: Every(upkeep.gc_every),
+            scrub_every: Every(upkeep.scrub_every),
+            scrub_rate: ByteSize::b(upkeep.scrub_rate),
+        }
     }
 }
 
@@ -221,23 +237,60 @@ impl When {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Time(pub Duration);
 
+/// Reads `30s`, `1m 30s`, `2h`, `31d`; a day has 24 hours.
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
+    let span: Option<Span> = text.parse().ok();
+    let span = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
+    let Some(span) = span else {
+        return Err(format!("{text:?} is no time: write 30s, 1m 30s, 2h or 31d"));
+    };
+    let positive = Duration::try_from(span).ok().filter(|time| !time.is_zero());
+    positive.ok_or_else(|| format!("{text:?} is not more than nothing"))
+}
+
+fn serialize_time<S: Serializer>(time: Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    const DAY: u64 = 86_400;
+    if time.subsec_nanos() == 0 && time.as_secs() >= DAY && time.as_secs() % DAY == 0 {
+        return serializer.collect_str(&format_args!("{}d", time.as_secs() / DAY));
+    }
+    let span = SignedDuration::try_from(time).map_err(serde::ser::Error::custom)?;
+    serializer.collect_str(&format_args!("{span:#}"))
+}
+
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let span = SignedDuration::try_from(self.0).map_err(serde::ser::Error::custom)?;
-        serializer.collect_str(&format_args!("{span:#}"))
+        serialize_time(self.0, serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parse_time(&String::deserialize(deserializer)?).map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// How often something is done: a span of time, or `never`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Every(pub Option<Duration>);
+
+impl Serialize for Every {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(time) => serialize_time(time, serializer),
+            None => serializer.serialize_str("never"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Every {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let span: SignedDuration = text.parse().map_err(|_| {
-            de::Error::custom(format!("{text:?} is no time: write 30s, 1m 30s or 2h"))
-        })?;
-        let positive = Duration::try_from(span).ok().filter(|time| !time.is_zero());
-        positive
-            .map(Self)
-            .ok_or_else(|| de::Error::custom(format!("{text:?} is not more than nothing")))
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        parse_time(&text)
+            .map(|time| Self(Some(time)))
+            .map_err(|error| de::Error::custom(format!("{error}, or never")))
     }
 }
 
@@ -270,6 +323,11 @@ const KEYS: &[&str] = &[
     "progress",
     "store.durability",
     "store.reserve",
+    "store.link_mode",
+    "store.max_age",
+    "store.gc_every",
+    "store.scrub_every",
+    "store.scrub_rate",
     "serve.listen",
     "serve.allow_remote",
     "serve.defer",
@@ -498,12 +556,28 @@ impl Settings {
             max_uploads: (serve.max_uploads as usize).max(1),
             max_json_bytes: serve.max_json.as_u64(),
             max_files: serve.max_files as usize,
+            upkeep: self.upkeep(),
         }
     }
 
     pub fn store_options(&self) -> store::Options {
         let store = &self.values.store;
-        store::Options { durability: store.durability, reserve: store.reserve.0 }
+        store::Options {
+            durability: store.durability,
+            reserve: store.reserve.0,
+            link_mode: store.link_mode,
+        }
+    }
+
+    pub fn upkeep(&self) -> server::Upkeep {
+        let store = &self.values.store;
+        server::Upkeep {
+            max_age: store.max_age.0,
+            gc_every: store.gc_every.0,
+            scrub_every: store.scrub_every.0,
+            scrub_rate: store.scrub_rate.as_u64().max(1),
+            ..server::Upkeep::default()
+        }
     }
 
     pub fn scan_options(&self) -> scan::Options {
@@ -597,6 +671,10 @@ mod tests {
         let read: Values = toml::from_str(&text).unwrap();
         assert_eq!(toml::to_string(&read).unwrap(), text);
         assert_eq!(read.serve.max_json, ByteSize::mib(512));
+        assert_eq!(read.store.max_age.0, Duration::from_secs(31 * 86_400));
+        assert!(text.contains(r#"max_age = "31d""#), "{text}");
+        let never: Every = Value::String("never".into()).try_into().unwrap();
+        assert_eq!(toml::Value::try_from(never).unwrap().as_str(), Some("never"));
     }
 
     #[test]
@@ -611,7 +689,7 @@ mod tests {
 
     #[test]
     fn times_are_written_for_people() {
-        for (text, seconds) in [("30s", 30), ("1m 30s", 90), ("2h", 7200)] {
+        for (text, seconds) in [("30s", 30), ("1m 30s", 90), ("2h", 7200), ("31d", 31 * 86_400)] {
             let time: Time = Value::String(text.into()).try_into().unwrap();
             assert_eq!(time.0, Duration::from_secs(seconds));
         }

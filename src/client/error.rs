@@ -4,6 +4,8 @@ use std::error::Error;
 
 use reqwest::StatusCode;
 
+use crate::wire;
+
 /// Why a call to a server failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -92,6 +94,10 @@ impl ClientError {
         let speaks_json = message.is_some();
         let message = message.unwrap_or_else(|| "(no reason given)".into());
         match status {
+            // Only farmhand has these, and says itself what there is not.
+            StatusCode::NOT_FOUND if path.contains(wire::ADMIN) && speaks_json => {
+                Self::Status { url, path: path.to_owned(), status, message }
+            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Refused { url, message },
             StatusCode::INSUFFICIENT_STORAGE => Self::Full { url, message },
             StatusCode::FAILED_DEPENDENCY => Self::MissingFiles { url, certain: true, message },
@@ -145,6 +151,9 @@ impl ClientError {
         }
     }
 }
+
+/// Why there is no report.
+pub(super) const ENDED_EARLY: &str = "it ended the answer before its report";
 
 /// The last of an error's causes: "Connection refused" instead of "error sending request".
 pub(super) fn innermost(error: &dyn Error) -> String {

@@ -1,5 +1,6 @@
 //! Any Shaman server over HTTP: typed calls, and answers sorted by what a caller must do next.
 
+mod admin;
 mod body;
 mod error;
 

@@ -17,6 +17,10 @@ pub(super) enum Change {
     Rename,
     CreateDir,
     Symlink,
+    HardLink,
+    Reflink,
+    Copy,
+    ReadOnly,
     SyncDir,
     SyncFileSystem,
     Remove,
@@ -32,6 +36,10 @@ impl Change {
             Self::Rename => ("rename", "rename to"),
             Self::CreateDir => ("create-dir", "create the directory"),
             Self::Symlink => ("symlink", "make the link"),
+            Self::HardLink => ("hard-link", "make the hard link"),
+            Self::Reflink => ("reflink", "make the reflink"),
+            Self::Copy => ("copy", "copy to"),
+            Self::ReadOnly => ("read-only", "make read-only"),
             Self::SyncDir => ("sync-dir", "sync the directory"),
             Self::SyncFileSystem => ("sync-file-system", "sync the file system of"),
             Self::Remove => ("remove", "remove"),
@@ -109,6 +117,70 @@ pub fn symlink(target: &Path, link: &Path) -> Result<(), DiskError> {
     })
 }
 
+/// Makes `link` another name of `file`.
+///
+/// # Errors
+/// If something stands at `link`, or the file system has no more names for it, or none at all.
+pub fn hard_link(file: &Path, link: &Path) -> Result<(), DiskError> {
+    Change::HardLink.make(link, Some(file), || fs::hard_link(file, link))
+}
+
+/// Makes `copy` a file of its own that shares its content with `file` until one of them is written.
+///
+/// # Errors
+/// If something stands at `copy`, or the file system cannot share content: few can.
+pub fn reflink(file: &Path, copy: &Path) -> Result<(), DiskError> {
+    Change::Reflink.make(copy, Some(file), || {
+        #[cfg(target_os = "linux")]
+        {
+            let source = fs::File::open(file)?;
+            let target = fs::File::options().write(true).create_new(true).open(copy)?;
+            rustix::fs::ioctl_ficlone(&target, &source)?;
+            Ok(())
+        }
+        #[cfg(not(target_os = "linux"))]
+        Err(io::Error::new(io::ErrorKind::Unsupported, "farmhand makes reflinks on Linux only"))
+    })
+}
+
+/// Makes `copy` a file of its own with the content of `file`.
+///
+/// # Errors
+/// If something stands at `copy`, or the content cannot be read or written.
+pub fn copy_file(file: &Path, copy: &Path) -> Result<(), DiskError> {
+    Change::Copy.make(copy, Some(file), || {
+        let mut source = fs::File::open(file)?;
+        let mut target = fs::File::options().write(true).create_new(true).open(copy)?;
+        io::copy(&mut source, &mut target)?;
+        Ok(())
+    })
+}
+
+/// Removes a directory if it is empty. Returns whether it was.
+///
+/// # Errors
+/// If it is empty and cannot be removed.
+pub fn remove_dir_if_empty(path: &Path) -> Result<bool, DiskError> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    match Change::Remove.make(path, None, || fs::remove_dir(path)) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.source.kind(), DirectoryNotEmpty | NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the right to write away from everybody.
+///
+/// # Errors
+/// If the file is gone or not ours.
+pub fn make_read_only(path: &Path) -> Result<(), DiskError> {
+    Change::ReadOnly.make(path, None, || {
+        let mut permissions = fs::metadata(path)?.permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(path, permissions)
+    })
+}
+
 /// Makes the names in a directory durable. Windows has no such call and needs none: NTFS journals names.
 ///
 /// # Errors
@@ -173,8 +245,11 @@ fn fault(name: &str) -> io::Result<()> {
     }
 }
 
-/// A rename within one file system, replacing what stands at `to`.
-pub(super) fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
+/// A rename within one file system, replacing a file that stands at `to`.
+///
+/// # Errors
+/// If `from` is not there, or on another file system, or a directory stands at `to`.
+pub fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
     Change::Rename.make(to, Some(from), || fs::rename(from, to))
 }
 

@@ -9,11 +9,12 @@ mod rename;
 mod stat;
 
 pub use change::{
-    create_dir, create_dir_if_missing, remove_dir_all, remove_file, rename_new, symlink, sync_dir,
+    copy_file, create_dir, create_dir_if_missing, hard_link, make_read_only, reflink,
+    remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new, symlink, sync_dir,
     sync_file_system,
 };
 pub use error::{DiskError, IoContext};
 pub use lock::{Lock, LockError};
-pub use publish::TempFile;
+pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;
-pub use stat::{Fingerprint, Space, touch};
+pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, touch};

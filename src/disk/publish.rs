@@ -64,6 +64,27 @@ impl TempFile {
     }
 }
 
+/// Writes a small file of our own as a whole: readers see the old content or the new one. If `durable`,
+/// its content is synced before it gets its name; the name is the caller's affair.
+///
+/// # Errors
+/// If it cannot be written: then the old content stands.
+pub fn replace_file(path: &Path, content: &[u8], durable: bool) -> Result<(), DiskError> {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".new");
+    let temp = PathBuf::from(temp);
+    // What a killed process was writing.
+    if temp.exists() {
+        remove_file(&temp)?;
+    }
+    let mut file = TempFile::create(temp)?;
+    file.write(content)?;
+    if durable {
+        file.sync()?;
+    }
+    file.publish(path)
+}
+
 #[cfg(windows)]
 fn set_read_only(file: &File, path: &Path) -> Result<(), DiskError> {
     use super::IoContext;

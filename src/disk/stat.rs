@@ -47,6 +47,42 @@ impl Fingerprint {
     }
 }
 
+/// Which directory it is, however it is called.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DirectoryId(#[cfg(unix)] (u64, u64), #[cfg(not(unix))] std::path::PathBuf);
+
+impl DirectoryId {
+    /// The identity of the directory at this path, and when its names last changed, in nanoseconds
+    /// since 1970. Links are followed.
+    ///
+    /// # Errors
+    /// If there is none, or the file system does not answer.
+    pub fn of(path: &Path) -> Result<(Self, i64), DiskError> {
+        let found = std::fs::metadata(path).on("look at", path)?;
+        let fingerprint = Fingerprint::of(&found);
+        #[cfg(unix)]
+        let id = Self((fingerprint.device, fingerprint.inode));
+        #[cfg(not(unix))]
+        let id = Self(std::fs::canonicalize(path).on("look at", path)?);
+        Ok((id, fingerprint.mtime_ns))
+    }
+}
+
+/// Has the current thread leave the processor to others that want it. Advice only.
+pub fn be_gentle() {
+    // On Linux, a thread has a priority of its own; elsewhere it would be that of the process.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, 15);
+}
+
+/// Has what is read next come from the disk, not from the memory of the system. Advice only.
+pub fn read_from_disk(file: &std::fs::File) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+}
+
 /// A time as nanoseconds since 1970, clamped to what fits (the years 1677 to 2262).
 pub(crate) fn unix_ns(time: SystemTime) -> i64 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {

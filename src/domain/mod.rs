@@ -4,6 +4,7 @@ mod blob;
 mod digest;
 mod manifest;
 mod path;
+pub mod report;
 
 pub use blob::{BlobId, BlobStatus};
 pub use digest::{Digest, DigestError};

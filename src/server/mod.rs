@@ -1,10 +1,12 @@
 //! The store over HTTP: the Shaman endpoints, `/healthz`, and connections that withstand real clients.
 
+mod admin;
 mod body;
 mod connection;
 mod error;
 mod routes;
 mod unfold;
+mod upkeep;
 mod upload;
 
 use std::{
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{exec::Exec, store::Store};
 
 pub use error::ApiError;
+pub use upkeep::Upkeep;
 
 /// When an upload of a blob that somebody else is sending is answered 425.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -60,6 +63,8 @@ pub struct Options {
     pub max_json_bytes: u64,
     /// The most files in one request.
     pub max_files: usize,
+    /// What is done in the background, and when.
+    pub upkeep: Upkeep,
 }
 
 impl Default for Options {
@@ -76,6 +81,7 @@ impl Default for Options {
             max_uploads: 64,
             max_json_bytes: 512 << 20,
             max_files: 2_000_000,
+            upkeep: Upkeep::default(),
         }
     }
 }
@@ -90,6 +96,10 @@ struct State {
     connections: Arc<Semaphore>,
     /// Memory for large JSON bodies, in MiB: all of them together take no more than one may.
     json_mib: Arc<Semaphore>,
+    background_scrub: upkeep::Background,
+    history: std::sync::Mutex<crate::store::History>,
+    /// The server is to stop: no operation on the store goes on.
+    shutdown: CancellationToken,
     /// The grace period is over: whatever still runs ends now.
     end: CancellationToken,
 }
@@ -114,6 +124,7 @@ pub async fn serve(
 ) {
     let exec = Exec::default();
     let app: App = Arc::new(State {
+        history: store.history().into(),
         store,
         uploads: Arc::new(Semaphore::new(options.max_uploads)),
         // Each listener has one in hand while it waits for a client.
@@ -121,8 +132,11 @@ pub async fn serve(
         json_mib: Arc::new(Semaphore::new(routes::mib(options.max_json_bytes) as usize)),
         options,
         exec: exec.clone(),
+        background_scrub: upkeep::Background::default(),
+        shutdown: shutdown.clone(),
         end: CancellationToken::new(),
     });
+    exec.spawn(upkeep::run(app.clone()));
     let router = routes::router(app.clone());
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::{ApiError, App, Peer, body::next_piece, upload::upload};
+use super::{ApiError, App, Peer, admin, body::next_piece, upload::upload};
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
     store::CheckoutError,
@@ -36,7 +36,7 @@ pub(super) fn mib(bytes: u64) -> u32 {
 }
 
 /// A JSON body, and its share of the memory for large ones.
-struct JsonBody {
+pub(super) struct JsonBody {
     bytes: Vec<u8>,
     _share: Option<OwnedSemaphorePermit>,
 }
@@ -51,6 +51,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/checkout/create", post(create));
     Router::new()
         .nest(wire::SHAMAN, shaman)
+        .nest(wire::ADMIN, admin::router())
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .method_not_allowed_fallback(wrong_method)
@@ -203,7 +204,11 @@ async fn create(
 }
 
 /// The whole body of a request that must be JSON.
-async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<JsonBody, ApiError> {
+pub(super) async fn read_json(
+    app: &App,
+    headers: &HeaderMap,
+    mut body: Body,
+) -> Result<JsonBody, ApiError> {
     // Browsers send other types across origins without asking: this also keeps web pages out.
     let kind = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()).unwrap_or_default();
     let kind = kind.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
@@ -255,7 +260,7 @@ async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Jso
     Ok(JsonBody { bytes, _share: share })
 }
 
-fn parse<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
     serde_json::from_slice(&body.bytes)
         .map_err(|error| ApiError::bad_request(format!("the request is not as expected: {error}")))
 }

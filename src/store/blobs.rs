@@ -11,13 +11,13 @@ use rayon::prelude::*;
 
 use super::{Flight, Store, inflight::Claim};
 use crate::{
-    disk::{DiskError, IoContext, touch},
+    disk::{DiskError, touch},
     domain::{BlobId, BlobStatus},
 };
 
 /// A blob's modification time says when it was last needed. It is not written again within this
 /// time: garbage collection counts in days.
-const TOUCHED_RECENTLY: Duration = Duration::from_secs(3600);
+pub(super) const TOUCHED_RECENTLY: Duration = Duration::from_secs(3600);
 
 /// What to do with an upload.
 #[derive(Debug)]
@@ -70,15 +70,12 @@ impl Store {
     /// Who also asks whether it is in flight must do that *first*: then a blob that arrives in between
     /// is seen as stored.
     pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
-        let (_, path) = self.layout.blob(id);
-        match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_file() && found.len() == id.size_bytes => {
+        match self.look(id)? {
+            Some(found) if found.is_file() && found.len() == id.size_bytes => {
                 let unsynced = self.unsynced.lock().expect("BUG: no one panics with this lock");
                 Ok((!unsynced.contains(id)).then_some(found))
             }
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).on("look at", &path),
+            _ => Ok(None),
         }
     }
 
@@ -141,10 +138,16 @@ impl Store {
         let recent = found
             .modified()
             .is_ok_and(|at| now.duration_since(at).unwrap_or_default() < TOUCHED_RECENTLY);
-        if !recent {
-            touch(&self.layout.blob(id).1)?;
+        if recent {
+            // Garbage collection removes nothing that is this young.
+            return Ok(BlobStatus::Stored);
         }
-        Ok(BlobStatus::Stored)
+        let _stays = self.removal.read().expect("BUG: no one panics with this lock");
+        match touch(&self.layout.blob(id).1) {
+            Ok(()) => Ok(BlobStatus::Stored),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(BlobStatus::Unknown),
+            Err(error) => Err(error),
+        }
     }
 
     /// Starts an upload.

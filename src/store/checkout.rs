@@ -9,9 +9,9 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{Store, layout::Layout};
+use super::{Durability, Store, layout::Layout, materialize, records::Record};
 use crate::{
-    disk::{DiskError, IoContext, create_dir, remove_dir_all, rename_new, symlink},
+    disk::{DiskError, IoContext, create_dir, remove_dir_all, rename_new, sync_file_system},
     domain::{BlobId, BlobStatus, CheckoutPath, Manifest},
 };
 
@@ -69,11 +69,12 @@ impl Store {
         }
         self.check_lengths(wish, manifest)?;
         self.require_all(manifest)?;
-        let mut parents = Parents::default();
         let staging = Staging::create(&self.layout.building())?;
         self.fill(&staging.0, wish, manifest)?;
+        let _one = self.naming.lock().expect("BUG: no one panics with this lock");
+        let mut parents = Parents::default();
         self.make_parents(wish, &mut parents)?;
-        let used = self.name(wish, &staging)?;
+        let used = self.name(wish, &staging, manifest)?;
         parents.keep();
         Ok(used)
     }
@@ -103,23 +104,23 @@ impl Store {
         if missing.is_empty() { Ok(()) } else { Err(CheckoutError::Missing(missing)) }
     }
 
-    /// Makes the directories above a checkout. Each is a real directory, and has nothing but
-    /// directories in it: anything else means that it is a checkout itself, and none must grow into
-    /// another job's.
+    /// Makes the directories above a checkout. Each is a real directory, and no checkout itself, by
+    /// its record or its look: none must grow into another job's.
     fn make_parents(&self, wish: &CheckoutPath, made: &mut Parents) -> Result<(), CheckoutError> {
         let conflict = |reason| CheckoutError::Conflict { path: wish.clone(), reason };
         let mut dir = self.layout.jobs();
-        let mut parts = wish.as_rel().parts();
-        parts.next_back();
-        for part in parts {
-            let above = dir.clone();
-            dir.push(part);
+        for (end, _) in wish.as_str().match_indices('/') {
+            let above = dir;
+            let parent: CheckoutPath =
+                wish.as_str()[..end].parse().expect("BUG: a part of a checkout's path is one");
+            dir = self.layout.checkout(&parent);
+            let part = parent.as_str();
             loop {
                 match fs::symlink_metadata(&dir) {
                     Ok(found) if !found.is_dir() => {
                         return Err(conflict(format!("{part:?} is not a directory")));
                     }
-                    Ok(_) if holds_files(&dir)? => {
+                    Ok(_) if self.record(&parent)?.is_some() || holds_files(&dir)? => {
                         return Err(conflict(format!("{part:?} is itself a checkout")));
                     }
                     Ok(_) => {
@@ -130,6 +131,8 @@ impl Store {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error).on("look at", &dir)?,
                 }
+                // Of a checkout that somebody has removed.
+                self.remove_record(&parent)?;
                 match create_dir(&dir) {
                     Ok(()) => made.0.push(dir.clone()),
                     // Somebody was faster: look what it is.
@@ -163,25 +166,41 @@ impl Store {
             let path = dir.join(path);
             create_dir(&path).map_err(bad_name)?;
         }
+        let mode = self.options.link_mode;
         manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
-            let target = Layout::link_target(name, &entry.path, &entry.blob);
-            symlink(&target, &dir.join(entry.path.as_str())).map_err(bad_name)
+            let link = || Layout::link_target(name, &entry.path, &entry.blob);
+            let (_, blob) = self.layout.blob(&entry.blob);
+            let path = dir.join(entry.path.as_str());
+            materialize::make(mode, link, &blob, &path).map_err(bad_name)
         })?;
+        if materialize::has_content(mode) && self.options.durability == Durability::Full {
+            // One call for all of the files and directories.
+            return Ok(sync_file_system(dir)?);
+        }
         dirs.par_iter().try_for_each(|path| self.sync_dir(&dir.join(path)))?;
         Ok(self.sync_dir(dir)?)
     }
 
-    /// Moves a finished checkout to its name, or to a free one made from it.
-    fn name(&self, wish: &CheckoutPath, staging: &Staging) -> Result<CheckoutPath, CheckoutError> {
+    /// Moves a finished checkout to its name, or to a free one made from it, and records it.
+    fn name(
+        &self,
+        wish: &CheckoutPath,
+        staging: &Staging,
+        manifest: &Manifest,
+    ) -> Result<CheckoutPath, CheckoutError> {
         let mut name = wish.clone();
         for _ in 0..NAME_TRIES {
             let target = self.layout.checkout(&name);
             match rename_new(&staging.0, &target) {
                 Ok(()) => {
                     let above = target.parent().expect("BUG: a checkout is below jobs/");
-                    if let Err(error) = self.sync_dir(above) {
+                    let record = Record::new(&name, manifest, self.options.link_mode);
+                    let kept =
+                        self.sync_dir(above).and_then(|()| self.write_record(&name, &record));
+                    if let Err(error) = kept {
                         // It is not to be seen if it is not to be relied on.
                         let _ = rename_new(&target, &staging.0);
+                        let _ = self.remove_record(&name);
                         return Err(error.into());
                     }
                     return Ok(name);

@@ -6,10 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::Durability;
 use crate::{
     disk::{DiskError, IoContext, create_dir_if_missing, sync_file_system},
-    domain::{BlobId, CheckoutPath, RelPath},
+    domain::{BlobId, CheckoutPath, Digest, RelPath},
 };
 
 /// The part of `jobs/` in which checkouts are built before they get their name.
@@ -30,13 +32,50 @@ impl Layout {
         self.root.join("farmhand.lock")
     }
 
-    fn stored(&self) -> PathBuf {
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn stored(&self) -> PathBuf {
         self.root.join("file-store/stored")
     }
 
     /// Blobs that are being received; flat, and only names with [`Layout::TEMP_SUFFIX`] are ours.
     pub fn uploading(&self) -> PathBuf {
         self.root.join("file-store/uploading")
+    }
+
+    /// Files that were not what their names say. On the file system of the blobs.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("file-store/quarantine")
+    }
+
+    /// What farmhand remembers of this store.
+    fn memory(&self) -> PathBuf {
+        self.root.join("farmhand")
+    }
+
+    /// Records of checkouts.
+    pub fn records(&self) -> PathBuf {
+        self.memory().join("checkouts")
+    }
+
+    /// The record of one checkout. Its path may be longer than a name can be.
+    pub fn record(&self, path: &CheckoutPath) -> PathBuf {
+        let digest = Digest::from_bytes(Sha256::digest(path.as_str()).into());
+        self.records().join(format!("{digest}.json"))
+    }
+
+    pub fn pins(&self) -> PathBuf {
+        self.memory().join("pins")
+    }
+
+    pub fn scrub_state(&self) -> PathBuf {
+        self.memory().join("scrub.json")
+    }
+
+    pub fn history(&self) -> PathBuf {
+        self.memory().join("history.json")
     }
 
     pub const TEMP_SUFFIX: &str = ".farmhand-tmp";
@@ -53,7 +92,9 @@ impl Layout {
     /// by a process that did not live to sync it. Each of the 256 prefixes exists before the first
     /// blob, so that storing one never has to sync `stored/` itself.
     pub fn create(&self, durability: Durability) -> Result<(), DiskError> {
-        for dir in [self.stored(), self.uploading(), self.building()] {
+        let dirs =
+            [self.stored(), self.uploading(), self.quarantine(), self.records(), self.building()];
+        for dir in dirs {
             fs::create_dir_all(&dir).on("create", &dir)?;
         }
         for prefix in 0..=255u8 {
@@ -65,7 +106,7 @@ impl Layout {
         }
         if durability == Durability::Full {
             // They may be on different ones.
-            for dir in [self.stored(), self.jobs()] {
+            for dir in [self.stored(), self.jobs(), self.memory()] {
                 sync_file_system(&dir)?;
             }
         }
@@ -80,6 +121,22 @@ impl Layout {
         dir.push(&hex[2..]);
         let file = dir.join(format!("{}.blob", id.size_bytes));
         (dir, file)
+    }
+
+    /// The blob of which this is the end of the path, in whichever storage directory.
+    pub fn blob_of(path: &Path) -> Option<BlobId> {
+        let mut parts = path.iter().rev().map(|part| part.to_str());
+        let size = parts.next()??.strip_suffix(".blob")?;
+        let (rest, prefix) = (parts.next()??, parts.next()??);
+        Self::parse(prefix, rest, size)
+    }
+
+    /// The blob with these names of directories, and this size.
+    pub fn parse(prefix: &str, rest: &str, size: &str) -> Option<BlobId> {
+        let digest =
+            if prefix.len() == 2 { format!("{prefix}{rest}").parse().ok()? } else { None? };
+        let canonical = size == "0" || !size.starts_with(['0', '+']);
+        Some(BlobId { digest, size_bytes: size.parse().ok().filter(|_| canonical)? })
     }
 
     pub fn checkout(&self, path: &CheckoutPath) -> PathBuf {
@@ -134,5 +191,29 @@ mod tests {
             }
         }
         assert_eq!(resolved, layout.blob(&id).1);
+        assert_eq!(Layout::blob_of(&target), Some(id));
+        assert_eq!(Layout::blob_of(&resolved), Some(id));
+    }
+
+    #[test]
+    fn only_names_of_blobs_are_read_as_such() {
+        let rest = "ab".repeat(31);
+        for (prefix, size) in [("ab", "7"), ("ab", "0")] {
+            assert!(Layout::parse(prefix, &rest, size).is_some());
+        }
+        for (prefix, rest, size) in [
+            ("a", &rest[..], "7"),
+            ("AB", &rest, "7"),
+            ("ab", &rest[1..], "7"),
+            ("ab", &rest, "07"),
+            ("ab", &rest, "+7"),
+            ("ab", &rest, "-7"),
+            ("ab", &rest, ""),
+            ("ab", &rest, "99999999999999999999"),
+        ] {
+            assert_eq!(Layout::parse(prefix, rest, size), None, "{prefix} {rest} {size}");
+        }
+        assert_eq!(Layout::blob_of(Path::new("7.blob")), None);
+        assert_eq!(Layout::blob_of(Path::new("/")), None);
     }
 }

@@ -5,28 +5,43 @@
 
 mod blobs;
 mod checkout;
+mod gc;
+mod holders;
 mod inflight;
 mod layout;
+mod materialize;
+mod pins;
 mod receive;
+mod records;
+mod scrub;
+mod walk;
 
 use std::{
     collections::HashSet,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 pub use blobs::{Begin, Ticket};
 pub use checkout::CheckoutError;
+pub use gc::{GcError, GcOptions, MIN_AGE};
+pub use holders::EraseError;
 pub use inflight::Flight;
+pub use materialize::ModeError;
 pub use receive::ReceiveError;
+pub use scrub::{AdoptError, ScrubError, ScrubOptions};
+pub use walk::Work;
 
-use crate::disk::{DiskError, IoContext, Lock, LockError, Space, sync_dir};
-use crate::domain::BlobId;
+use crate::disk::{
+    DiskError, IoContext, Lock, LockError, Space, be_gentle, replace_file, sync_dir,
+};
+use crate::domain::{BlobId, report::LinkMode};
 use inflight::InFlight;
 use layout::Layout;
+use walk::Stopped;
 
 /// What a store promises.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -56,12 +71,28 @@ pub struct Options {
     pub durability: Durability,
     /// What it keeps free: no upload begins that would leave less.
     pub reserve: Reserve,
+    /// How the files of checkouts are made.
+    pub link_mode: LinkMode,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durability: Durability::Full, reserve: Reserve::Bytes(256 << 20) }
+        Self {
+            durability: Durability::Full,
+            reserve: Reserve::Bytes(256 << 20),
+            link_mode: LinkMode::Symlink,
+        }
     }
+}
+
+/// When upkeep last succeeded, in seconds since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// Garbage collection.
+    pub gc_s: Option<u64>,
+    /// A scrub of the whole store.
+    pub scrub_s: Option<u64>,
 }
 
 /// Why a store cannot be opened.
@@ -75,6 +106,9 @@ pub enum OpenError {
         /// What the other one says of itself.
         note: String,
     },
+    /// Checkouts cannot be made in the way that was asked for.
+    #[error(transparent)]
+    Mode(#[from] ModeError),
     /// Its directories cannot be made or read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -91,7 +125,16 @@ pub struct Store {
     unsynced: Mutex<HashSet<BlobId>>,
     /// Bytes of uploads that have begun and are not written yet.
     admitted_bytes: AtomicU64,
-    lock: std::sync::Mutex<Lock>,
+    /// Held to read while a blob begins to be needed or gets its name; held to write while one is
+    /// removed. So what is said to be there cannot go in the same moment.
+    removal: RwLock<()>,
+    /// Held while a checkout gets its name, or loses it.
+    naming: Mutex<()>,
+    pinning: Mutex<()>,
+    /// One garbage collection at a time, and one scrub.
+    collecting: Mutex<()>,
+    scrubbing: Mutex<()>,
+    lock: Mutex<Lock>,
 }
 
 impl Store {
@@ -109,14 +152,20 @@ impl Store {
             LockError::Disk(error) => error.into(),
         })?;
         layout.create(options.durability)?;
-        receive::remove_leftovers(&layout)?;
+        receive::remove_leftovers(&layout, std::time::Duration::ZERO)?;
         checkout::remove_leftovers(&layout)?;
+        materialize::probe(&layout, options.link_mode)?;
         Ok(Arc::new(Self {
             layout,
             options,
             inflight: InFlight::default(),
             unsynced: Mutex::default(),
             admitted_bytes: AtomicU64::new(0),
+            removal: RwLock::default(),
+            naming: Mutex::default(),
+            pinning: Mutex::default(),
+            collecting: Mutex::default(),
+            scrubbing: Mutex::default(),
             lock: lock.into(),
         }))
     }
@@ -161,6 +210,37 @@ impl Store {
             Durability::Full => sync_dir(dir),
             Durability::Relaxed => Ok(()),
         }
+    }
+
+    /// Threads for a long operation.
+    fn pool(&self, threads: usize, gentle: bool) -> Result<rayon::ThreadPool, DiskError> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .start_handler(move |_| {
+                if gentle {
+                    be_gentle();
+                }
+            })
+            .build()
+            .map_err(std::io::Error::other)
+            .on("start threads for", self.layout.root())
+    }
+
+    /// When upkeep last succeeded: what [`Store::remember`] was told.
+    pub fn history(&self) -> History {
+        let text = std::fs::read(self.layout.history()).unwrap_or_default();
+        // Not worth an error: then it is done again.
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Remembers when upkeep last succeeded.
+    ///
+    /// # Errors
+    /// If it cannot be written down.
+    pub fn remember(&self, history: &History) -> Result<(), DiskError> {
+        let file = self.layout.history();
+        let text = serde_json::to_vec(history).map_err(Into::into).on("write", &file)?;
+        replace_file(&file, &text, false)
     }
 
     /// The directory that holds all checkouts.

@@ -3,12 +3,14 @@
 use std::{
     fs,
     io::{self, BufRead},
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Durability, Ticket, layout::Layout};
+use super::{Durability, Store, Ticket, layout::Layout};
 use crate::{
     disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file},
     domain::Digest,
@@ -94,13 +96,16 @@ impl Ticket {
         }
 
         let (dir, file) = layout.blob(&self.id);
-        create_dir_if_missing(&dir)?;
         if self.store.options.durability == Durability::Full {
             temp.sync()?;
         }
         let unsynced = || self.store.unsynced.lock().expect("BUG: no one panics with this lock");
         unsynced().insert(self.id);
-        if let Err(error) = temp.publish(&file) {
+        let published = {
+            let _stays = self.store.removal.read().expect("BUG: no one panics with this lock");
+            self.make_way(&dir, &file).and_then(|()| temp.publish(&file))
+        };
+        if let Err(error) = published {
             unsynced().remove(&self.id);
             // Windows does not replace a read-only file. If it is the same blob, sent beside us and
             // stored first, then that is as good.
@@ -117,14 +122,55 @@ impl Ticket {
     }
 }
 
-/// Removes what a killed process was receiving. Other servers' files are left alone.
-pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
-    let dir = layout.uploading();
+impl Ticket {
+    /// Makes the directory of a blob. What stands in its way and is no file cannot be replaced by
+    /// one: it goes to quarantine.
+    fn make_way(&self, dir: &Path, file: &Path) -> Result<(), DiskError> {
+        match fs::symlink_metadata(dir) {
+            Ok(found) if !found.is_dir() => {
+                self.store.quarantine(&self.id, dir)?;
+            }
+            Ok(_) if fs::symlink_metadata(file).is_ok_and(|found| found.is_dir()) => {
+                self.store.quarantine(&self.id, file)?;
+            }
+            _ => {}
+        }
+        create_dir_if_missing(dir)
+    }
+}
+
+impl Store {
+    /// Removes temp files that have not been written to for this long: those of uploads that have
+    /// ended, and whose removal failed then. Returns how many.
+    ///
+    /// # Errors
+    /// If they cannot be listed or removed.
+    pub fn remove_stalled(&self, idle: Duration) -> Result<u64, DiskError> {
+        remove_leftovers(&self.layout, idle)
+    }
+}
+
+/// Removes what a killed process was receiving, and has not been written to for this long. Other
+/// servers' files are left alone.
+pub(super) fn remove_leftovers(layout: &Layout, idle: Duration) -> Result<u64, DiskError> {
+    let (dir, now) = (layout.uploading(), SystemTime::now());
+    let mut removed = 0;
     for entry in fs::read_dir(&dir).on("list", &dir)? {
         let entry = entry.on("list", &dir)?;
-        if entry.file_name().to_str().is_some_and(|name| name.ends_with(Layout::TEMP_SUFFIX)) {
-            remove_file(&entry.path())?;
+        let path = entry.path();
+        if !entry.file_name().to_str().is_some_and(|name| name.ends_with(Layout::TEMP_SUFFIX)) {
+            continue;
+        }
+        let written = match entry.metadata() {
+            Ok(found) => found.modified().on("look at", &path)?,
+            // Published, or removed, meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).on("look at", &path),
+        };
+        if idle.is_zero() || now.duration_since(written).is_ok_and(|since| since >= idle) {
+            remove_file(&path)?;
+            removed += 1;
         }
     }
-    Ok(())
+    Ok(removed)
 }

@@ -2,9 +2,11 @@
 //!
 //! Source: the OpenAPI document of Flamenco 3.9 and its clients, observed over HTTP.
 
+mod admin;
 mod bodies;
 mod filename;
 
+pub use admin::{GcRequest, Line, PinAnswer, PinsAnswer, ScrubRequest, VerifyRequest};
 pub use bodies::{
     BadFile, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
     RequirementsRequest, StatusAnswer,
@@ -13,6 +15,9 @@ pub use filename::{decode_filename, encode_filename};
 
 /// The path all Shaman endpoints share, without a slash at its end.
 pub const SHAMAN: &str = "/api/v3/shaman";
+
+/// The path of everything that only farmhand serves.
+pub const ADMIN: &str = "/farmhand/v1";
 
 /// `True`/`true`: the client goes on with other files if somebody else is sending this one.
 pub const CAN_DEFER: &str = "x-shaman-can-defer-upload";

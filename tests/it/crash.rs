@@ -373,17 +373,22 @@ impl Model {
     /// After an answer, what it says must be found again.
     fn promise(&mut self, line: &Value, storage: &str) {
         let fields = &line["fields"];
-        let path = match (fields["message"].as_str().unwrap(), fields["outcome"].as_str()) {
+        let paths = match (fields["message"].as_str().unwrap(), fields["outcome"].as_str()) {
             ("upload", Some("Stored" | "AlreadyStored")) => {
                 let (sha, size) = fields["blob"].as_str().unwrap().split_once('/').unwrap();
-                format!("{storage}/file-store/stored/{}/{}/{size}.blob", &sha[..2], &sha[2..])
+                vec![format!("{storage}/file-store/stored/{}/{}/{size}.blob", &sha[..2], &sha[2..])]
             }
-            ("checkout", _) => format!("{storage}/jobs/{}", fields["checkout"].as_str().unwrap()),
+            ("checkout", _) => {
+                let name = fields["checkout"].as_str().unwrap();
+                let record = format!("{storage}/farmhand/checkouts/{}.json", sha(name.as_bytes()));
+                vec![format!("{storage}/jobs/{name}"), record]
+            }
             ("upload failed", _) => return,
             other => panic!("{other:?}"),
         };
-        let inside: Vec<_> = self.below(&path).map(|(path, _)| path.clone()).collect();
-        for path in inside.into_iter().chain([path]) {
+        let inside: Vec<_> =
+            paths.iter().flat_map(|path| self.below(path)).map(|(path, _)| path.clone()).collect();
+        for path in inside.into_iter().chain(paths) {
             let Some(durable) = self.entries.get(&path) else {
                 self.violations.push(format!("{path} was promised and is not there"));
                 continue;
@@ -424,11 +429,15 @@ fn a_power_cut_loses_nothing_and_without_any_one_sync_it_would() {
             }
         }
     }
-    // A store that is new needs one of its two, but they may be on different file systems. And the
+    // A store that is new needs one of its three, but they may be on different file systems. And the
     // directory above the second checkout was synced by the first, but it might not have been.
     let kinds: Vec<_> = needless.iter().map(|sync| sync.replace(storage, "")).collect();
-    let expected =
-        ["sync-file-system /file-store/stored", "sync-file-system /jobs", "sync-dir /jobs"];
+    let expected = [
+        "sync-file-system /file-store/stored",
+        "sync-file-system /jobs",
+        "sync-file-system /farmhand",
+        "sync-dir /jobs",
+    ];
     assert_eq!(kinds, expected);
 }
 

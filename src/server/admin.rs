@@ -1,0 +1,354 @@
+//! `/farmhand/v1/…`: operations on the store, for those who run it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{FromRequestParts, Path, State},
+    http::{HeaderMap, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use http_body_util::{BodyExt, channel::Channel};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::{
+    ApiError, App,
+    routes::{parse, read_json},
+    upkeep::{self, Job},
+};
+use crate::{
+    domain::{
+        CheckoutPath, Digest,
+        report::{CheckoutInfo, Erased, Usage, Why},
+    },
+    store::{EraseError, GcError, GcOptions, ScrubError, ScrubOptions, Store, Work},
+    wire::{GcRequest, Line, PinAnswer, PinsAnswer, ScrubRequest, VerifyRequest},
+};
+
+/// How often a long operation says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How soon a scrub in the background stops when it is told to.
+const GIVES_WAY_WITHIN: Duration = Duration::from_secs(5);
+
+/// The type of its answer.
+const LINES: &str = "application/x-ndjson";
+
+pub(super) fn router() -> Router<App> {
+    Router::new()
+        .route("/checkouts", get(checkouts))
+        .route("/checkouts/{*path}", get(checkout).delete(erase))
+        .route("/usage", get(usage))
+        .route("/blobs/{sha}", get(why))
+        .route("/pins", get(pins))
+        .route("/pins/{sha}", put(pin).delete(unpin))
+        .route("/gc", post(gc))
+        .route("/scrub", post(scrub))
+        .route("/verify", post(verify))
+}
+
+/// The digest in a path.
+struct NamedDigest(Digest);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedDigest {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(sha) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+        sha.parse().map(Self).map_err(|error| ApiError::bad_request(format!("{error}")))
+    }
+}
+
+/// The checkout in a path.
+struct NamedCheckout(CheckoutPath);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedCheckout {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(path) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
+        checkout_path(&path).map(Self)
+    }
+}
+
+fn checkout_path(path: &str) -> Result<CheckoutPath, ApiError> {
+    path.parse().map_err(|error| ApiError::bad_request(format!("checkout: {error}")))
+}
+
+/// All checkouts.
+async fn checkouts(State(app): State<App>) -> Result<Json<Vec<CheckoutInfo>>, ApiError> {
+    let store = app.store.clone();
+    Ok(Json(app.exec.compute(move || store.checkouts()).await?))
+}
+
+/// One checkout.
+async fn checkout(
+    State(app): State<App>,
+    NamedCheckout(path): NamedCheckout,
+) -> Result<Json<CheckoutInfo>, ApiError> {
+    let store = app.store.clone();
+    let all = app.exec.compute(move || store.checkouts()).await?;
+    let found = all.into_iter().find(|info| info.path == path.as_str());
+    found.map(Json).ok_or_else(|| EraseError::Unknown(path).into())
+}
+
+/// Removes a checkout.
+async fn erase(
+    State(app): State<App>,
+    NamedCheckout(path): NamedCheckout,
+) -> Result<Json<Erased>, ApiError> {
+    let store = app.store.clone();
+    let erased = app.exec.compute(move || store.erase(&path)).await?;
+    tracing::info!(checkout = %erased.path, files = erased.files, "erased");
+    Ok(Json(erased))
+}
+
+/// What fills the store.
+async fn usage(State(app): State<App>) -> Result<Json<Usage>, ApiError> {
+    let store = app.store.clone();
+    Ok(Json(app.exec.compute(move || store.usage()).await?))
+}
+
+/// Why a blob is kept.
+async fn why(
+    State(app): State<App>,
+    NamedDigest(digest): NamedDigest,
+) -> Result<Json<Why>, ApiError> {
+    let (store, max_age) = (app.store.clone(), app.options.upkeep.max_age);
+    Ok(Json(app.exec.compute(move || store.why(&digest, max_age)).await?))
+}
+
+/// All pinned digests.
+async fn pins(State(app): State<App>) -> Result<Json<PinsAnswer>, ApiError> {
+    let store = app.store.clone();
+    let pins = app.exec.blocking(move || store.pins()).await?;
+    Ok(Json(PinsAnswer { pins: pins.into_iter().collect() }))
+}
+
+/// Keeps a digest, whether a checkout holds it or not.
+async fn pin(app: State<App>, digest: NamedDigest) -> Result<Json<PinAnswer>, ApiError> {
+    set_pin(app, digest, true).await
+}
+
+/// Keeps a digest no more.
+async fn unpin(app: State<App>, digest: NamedDigest) -> Result<Json<PinAnswer>, ApiError> {
+    set_pin(app, digest, false).await
+}
+
+async fn set_pin(
+    State(app): State<App>,
+    NamedDigest(digest): NamedDigest,
+    pinned: bool,
+) -> Result<Json<PinAnswer>, ApiError> {
+    let store = app.store.clone();
+    let changed = app.exec.blocking(move || store.pin(digest, pinned)).await?;
+    Ok(Json(PinAnswer { digest, pinned, changed }))
+}
+
+/// Removes the blobs that nobody needs.
+async fn gc(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let GcRequest { dry_run, max_age_s } = parse(&read_json(&app, &headers, body).await?)?;
+    let options = GcOptions {
+        dry_run,
+        max_age: max_age_s.map_or(app.options.upkeep.max_age, Duration::from_secs),
+        threads: cores(),
+        gentle: false,
+    };
+    let noted = app.clone();
+    long(app, move |store, work| {
+        let report = store.gc(options, work)?;
+        if !dry_run {
+            upkeep::succeeded(&noted, Job::Gc);
+        }
+        Ok(report)
+    })
+    .await
+}
+
+/// Reads blobs again, from where the last scrub stopped.
+async fn scrub(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let ScrubRequest { rate, from_start } = parse(&read_json(&app, &headers, body).await?)?;
+    let options = ScrubOptions { rate, from_start, threads: cores(), gentle: false };
+    let upkeep = app.clone();
+    long(app, move |store, work| {
+        let start = Instant::now();
+        let report = loop {
+            // The one in the background gives way, and goes on afterwards.
+            upkeep.background_scrub.give_way();
+            match store.scrub(options, work) {
+                Err(ScrubError::Busy) if start.elapsed() < GIVES_WAY_WITHIN => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => break done?,
+            }
+        };
+        if report.complete {
+            upkeep::succeeded(&upkeep, Job::Scrub);
+        }
+        Ok(report)
+    })
+    .await
+}
+
+/// Checks that checkouts are whole.
+async fn verify(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let VerifyRequest { checkout, deep } = parse(&read_json(&app, &headers, body).await?)?;
+    let only = checkout.as_deref().map(checkout_path).transpose()?;
+    long(app, move |store, work| Ok(store.verify(only.as_ref(), deep, work)?)).await
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs an operation that may take hours. What is known within a second is the whole answer; after
+/// that the answer is a line now and then that says how far it is, and at the end one that says what
+/// came of it. It stops when the client goes away, or the server stops.
+async fn long<T: Serialize + Send + 'static>(
+    app: App,
+    operation: impl FnOnce(&Store, &Work) -> Result<T, ApiError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let (done, mut result) = oneshot::channel();
+    let work = Arc::new(Work::default());
+    let (store, stop) = (app.store.clone(), StopOnDrop(work.clone()));
+    let exec = app.exec.clone();
+    app.exec.spawn({
+        let work = work.clone();
+        async move {
+            // Not received: nobody waits for it any more.
+            let _ = done.send(exec.blocking(move || operation(&store, &work)).await);
+        }
+    });
+    let (mut lines, body) = Channel::<Bytes, std::convert::Infallible>::new(4);
+    let first = tokio::select! {
+        done = &mut result => Some(received(done)?),
+        () = tokio::time::sleep(PROGRESS_EVERY) => None,
+        () = app.shutdown.cancelled() => None,
+    };
+    if let Some(report) = first {
+        return Ok(answer(Body::from(line(&Line::Report(report)))));
+    }
+    let shutdown = app.shutdown.clone();
+    app.exec.spawn(async move {
+        let stop = stop;
+        loop {
+            let next = tokio::select! {
+                done = &mut result => {
+                    let last = match received(done) {
+                        Ok(report) => Line::Report(report),
+                        Err(error) => Line::Error {
+                            code: error.status().as_u16(),
+                            message: error.message().to_owned(),
+                        },
+                    };
+                    let _ = lines.send_data(line(&last)).await;
+                    return;
+                }
+                () = tokio::time::sleep(PROGRESS_EVERY) => line(&Line::<T>::Progress(work.done())),
+                () = shutdown.cancelled(), if !stop.0.is_stopped() => {
+                    stop.0.stop();
+                    continue;
+                }
+            };
+            if lines.send_data(next).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(answer(Body::new(body.boxed())))
+}
+
+/// Stops an operation for which nobody waits.
+struct StopOnDrop(Arc<Work>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn received<T>(
+    done: Result<Result<T, ApiError>, oneshot::error::RecvError>,
+) -> Result<T, ApiError> {
+    done.unwrap_or_else(|_| {
+        Err(ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "this is a bug in the server; its log says more",
+        ))
+    })
+}
+
+fn line<T: Serialize>(line: &Line<T>) -> Bytes {
+    let mut text = serde_json::to_vec(line).expect("BUG: reports are plain data");
+    text.push(b'\n');
+    text.into()
+}
+
+fn answer(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, LINES)], body).into_response()
+}
+
+impl From<EraseError> for ApiError {
+    fn from(error: EraseError) -> Self {
+        match error {
+            EraseError::Unknown(_) => Self::new(
+                StatusCode::NOT_FOUND,
+                format!("{error}; farmhand store list shows those there are"),
+            ),
+            EraseError::Folder(..) => {
+                Self::new(StatusCode::CONFLICT, format!("{error}; erase these one by one"))
+            }
+            EraseError::Disk(error) => error.into(),
+        }
+    }
+}
+
+/// Operations that cannot go on at the same time, or were stopped.
+fn not_now(error: &dyn std::error::Error) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, format!("{error}; try again when it is done"))
+}
+
+impl From<GcError> for ApiError {
+    fn from(error: GcError) -> Self {
+        match error {
+            GcError::Busy => not_now(&error),
+            GcError::Stopped => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "stopped, because the server stops or nobody waits for it any more",
+            ),
+            GcError::NoCheckouts { .. } => Self::new(
+                StatusCode::CONFLICT,
+                format!("nothing was removed: {error} If they are gone for good, erase them"),
+            ),
+            GcError::Disk(error) => {
+                let error = Self::from(error);
+                Self::new(error.status(), format!("nothing was removed: {}", error.message()))
+            }
+        }
+    }
+}
+
+impl From<ScrubError> for ApiError {
+    fn from(error: ScrubError) -> Self {
+        match error {
+            ScrubError::Busy => not_now(&error),
+            ScrubError::Disk(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! How a file of a checkout is made from a blob.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::layout::Layout;
+use crate::{
+    disk::{DiskError, TempFile, copy_file, hard_link, reflink, remove_file, symlink},
+    domain::report::LinkMode,
+};
+
+/// A way to make checkouts that does not work here.
+#[derive(Debug, thiserror::Error)]
+#[error("checkouts cannot be made with link_mode = \"{mode}\" in this storage ({why})")]
+pub struct ModeError {
+    /// The setting's name of it.
+    pub mode: &'static str,
+    /// What that needs.
+    pub why: &'static str,
+    /// What was tried, and what the system said.
+    pub source: DiskError,
+}
+
+/// Makes the file `path`. `link` is the text of a symbolic link to the blob in `blob`.
+pub(super) fn make(
+    mode: LinkMode,
+    link: impl FnOnce() -> PathBuf,
+    blob: &Path,
+    path: &Path,
+) -> Result<(), DiskError> {
+    match mode {
+        LinkMode::Symlink => symlink(&link(), path),
+        LinkMode::Hardlink => match hard_link(blob, path) {
+            // An empty file may stand at more places than it can have names.
+            Err(error) if error.source.kind() == io::ErrorKind::TooManyLinks => {
+                copy_file(blob, path)
+            }
+            made => made,
+        },
+        LinkMode::Reflink => reflink(blob, path),
+        LinkMode::Copy => copy_file(blob, path),
+    }
+}
+
+/// Whether files of this mode have content of their own, which must be synced.
+pub(super) fn has_content(mode: LinkMode) -> bool {
+    matches!(mode, LinkMode::Reflink | LinkMode::Copy)
+}
+
+/// Tries a mode between where blobs are and where checkouts are built.
+pub(super) fn probe(layout: &Layout, mode: LinkMode) -> Result<(), ModeError> {
+    let (name, why) = match mode {
+        // What is always there need not be tried; on Windows, it may not be allowed.
+        LinkMode::Symlink if cfg!(unix) => return Ok(()),
+        LinkMode::Symlink => {
+            ("symlink", "Windows wants Developer Mode, or the right to make links")
+        }
+        LinkMode::Hardlink => {
+            ("hardlink", "blobs and checkouts must be on one file system that has hard links")
+        }
+        LinkMode::Reflink => (
+            "reflink",
+            "blobs and checkouts must be on one file system that can share content, like btrfs or xfs",
+        ),
+        LinkMode::Copy => ("copy", "nothing special"),
+    };
+    let blob = layout.uploading().join(format!("probe{}", Layout::TEMP_SUFFIX));
+    let path = layout.building().join("probe");
+    let tried = (|| {
+        let mut temp = TempFile::create(blob.clone())?;
+        temp.write(b"probe")?;
+        make(mode, || blob.clone(), &blob, &path)
+    })();
+    let _ = remove_file(&path);
+    tried.map_err(|source| ModeError { mode: name, why, source })
+}

@@ -1,0 +1,120 @@
+//! What is remembered of checkouts: which there are, and what they had in them.
+//!
+//! Evidence, not truth: a checkout without a record (made by another server, or long ago) is known by
+//! its look, and a record without its directory says that somebody removed that by other means.
+
+use std::{
+    fs, io,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{Durability, Store};
+use crate::{
+    disk::{DiskError, IoContext, remove_file, replace_file},
+    domain::{CheckoutPath, Digest, Entry, Manifest, report::LinkMode},
+};
+
+/// One checkout, as it was created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub path: String,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    pub files: u64,
+    pub bytes: u64,
+    pub link_mode: LinkMode,
+    /// Of all paths and blobs: see [`digest_of`].
+    pub manifest: Digest,
+}
+
+impl Record {
+    pub fn new(path: &CheckoutPath, manifest: &Manifest, link_mode: LinkMode) -> Self {
+        Self {
+            path: path.as_str().to_owned(),
+            created_s: unix_s(SystemTime::now()),
+            files: manifest.len() as u64,
+            bytes: manifest.total_bytes(),
+            link_mode,
+            manifest: digest_of(manifest.entries()),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn unix_s(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// One digest for all paths and blobs of a checkout, sorted by path.
+pub(super) fn digest_of(entries: &[Entry]) -> Digest {
+    let mut hasher = Sha256::new();
+    for entry in entries {
+        hasher.update(entry.path.as_str());
+        hasher.update([0]);
+        hasher.update(entry.blob.digest.as_bytes());
+        hasher.update(entry.blob.size_bytes.to_le_bytes());
+    }
+    Digest::from_bytes(hasher.finalize().into())
+}
+
+impl Store {
+    pub(super) fn write_record(
+        &self,
+        path: &CheckoutPath,
+        record: &Record,
+    ) -> Result<(), DiskError> {
+        let file = self.layout.record(path);
+        let text = serde_json::to_vec(record).map_err(io::Error::from).on("write", &file)?;
+        replace_file(&file, &text, self.options.durability == Durability::Full)?;
+        self.sync_dir(&self.layout.records())
+    }
+
+    /// The record of a checkout. One that cannot be understood is as good as none.
+    pub(super) fn record(&self, path: &CheckoutPath) -> Result<Option<Record>, DiskError> {
+        let file = self.layout.record(path);
+        match fs::read(&file) {
+            Ok(text) => Ok(parse(&text).filter(|record| record.path == path.as_str())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).on("read", &file),
+        }
+    }
+
+    /// All records that can be understood.
+    pub(super) fn records(&self) -> Result<Vec<(CheckoutPath, Record)>, DiskError> {
+        let dir = self.layout.records();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).on("list", &dir)? {
+            let file = entry.on("list", &dir)?.path();
+            let text = match fs::read(&file) {
+                Ok(text) => text,
+                // Erased meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).on("read", &file),
+            };
+            let record = parse(&text);
+            let path = record.as_ref().and_then(|record| record.path.parse::<CheckoutPath>().ok());
+            match path.zip(record) {
+                Some(record) => found.push(record),
+                None => tracing::warn!("{} is no record of a checkout", file.display()),
+            }
+        }
+        found.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+        Ok(found)
+    }
+
+    /// Forgets a checkout. Returns whether it was known.
+    pub(super) fn remove_record(&self, path: &CheckoutPath) -> Result<bool, DiskError> {
+        match remove_file(&self.layout.record(path)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn parse(text: &[u8]) -> Option<Record> {
+    serde_json::from_slice(text).ok()
+}
