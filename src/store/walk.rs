@@ -22,7 +22,7 @@ use crate::{
 const TICK: Duration = Duration::from_millis(20);
 
 /// How often directories that change while they are walked are looked at again.
-const SETTLE_ROUNDS: u32 = 10;
+const SETTLE_ROUNDS: u32 = 12;
 
 /// A long operation: how far it is, and whether it is to stop.
 #[derive(Debug, Default)]
@@ -132,10 +132,18 @@ impl Store {
 
     /// What `stat` says of a blob's file; `None` if it is gone.
     pub(super) fn look(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
-        let (_, path) = self.layout.blob(id);
+        let (dir, path) = self.layout.blob(id);
         match fs::symlink_metadata(&path) {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Something else stands where the blob's own directory should: that is damage to this
+            // blob, which sending it again mends.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotADirectory
+                    && dir.symlink_metadata().is_ok() =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error).on("look at", &path),
         }
     }
@@ -200,7 +208,7 @@ impl<'a> Walk<'a> {
             if changed.is_empty() {
                 return Ok(());
             }
-            thread::sleep(TICK * 2u32.pow(round.min(6)));
+            thread::sleep(TICK * 2u32.pow(round.min(5)));
             for path in changed {
                 self.run(&path)?;
             }

@@ -49,6 +49,7 @@ pub fn file(content: &[u8], path: &str) -> Value {
 /// A server in this process, over a store in a temporary directory.
 pub struct TestServer {
     pub dir: TempDir,
+    storage: PathBuf,
     pub addr: SocketAddr,
     shutdown: CancellationToken,
     now: CancellationToken,
@@ -68,7 +69,22 @@ impl TestServer {
     pub fn with_store(options: server::Options, store: store::Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // Below another directory, so that escapes can be seen.
-        let store = Store::open(&dir.path().join("storage"), store).unwrap();
+        let storage = dir.path().join("storage");
+        Self::serve(dir, storage, options, store)
+    }
+
+    /// Over a storage that stays when the server goes.
+    pub fn over(storage: PathBuf, options: server::Options) -> Self {
+        Self::serve(tempfile::tempdir().unwrap(), storage, options, store::Options::default())
+    }
+
+    fn serve(
+        dir: TempDir,
+        storage: PathBuf,
+        options: server::Options,
+        store: store::Options,
+    ) -> Self {
+        let store = Store::open(&storage, store).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -84,7 +100,7 @@ impl TestServer {
             shutdown.clone(),
             now.clone(),
         ));
-        Self { dir, addr, shutdown, now, serving: Some(serving), runtime }
+        Self { dir, storage, addr, shutdown, now, serving: Some(serving), runtime }
     }
 
     pub fn url(&self) -> String {
@@ -92,7 +108,7 @@ impl TestServer {
     }
 
     pub fn storage(&self) -> PathBuf {
-        self.dir.path().join("storage")
+        self.storage.clone()
     }
 
     pub fn connect(&self) -> Connection {
@@ -204,7 +220,7 @@ impl Connection {
             return None;
         }
         let status = line.split(' ').nth(1)?.parse().ok()?;
-        let mut length = 0;
+        let (mut length, mut is_chunked) = (0, false);
         loop {
             line.clear();
             self.reader.read_line(&mut line).ok()?;
@@ -212,10 +228,30 @@ impl Connection {
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.parse().unwrap();
             }
+            is_chunked |= name.eq_ignore_ascii_case("transfer-encoding");
         }
+        let body = if is_chunked { self.chunks()? } else { self.exactly(length)? };
+        Some(Answer { status, body })
+    }
+
+    fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
         let mut body = vec![0; length];
         self.reader.read_exact(&mut body).ok()?;
-        Some(Answer { status, body })
+        Some(body)
+    }
+
+    fn chunks(&mut self) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.reader.read_line(&mut line).ok()?;
+            let length = usize::from_str_radix(line.trim(), 16).ok()?;
+            body.extend(self.exactly(length)?);
+            self.exactly(2)?;
+            if length == 0 {
+                return Some(body);
+            }
+        }
     }
 
     pub fn answer(&mut self) -> Answer {

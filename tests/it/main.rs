@@ -16,4 +16,5 @@ mod layering;
 mod races;
 mod server;
 mod shutdown;
+mod store;
 mod sync;
