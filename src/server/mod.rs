@@ -1,8 +1,10 @@
-//! The store over HTTP: the Shaman endpoints, `/healthz`, and connections that withstand real clients.
+//! The store over HTTP: the Shaman endpoints, health, metrics, and connections that withstand real clients.
 
+mod access;
 mod body;
 mod connection;
 mod error;
+mod metrics;
 mod routes;
 mod unfold;
 mod upload;
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{exec::Exec, store::Store};
 
 pub use error::ApiError;
+pub use metrics::{Job, Metrics};
 
 /// When an upload of a blob that somebody else is sending is answered 425.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -90,6 +93,7 @@ struct State {
     connections: Arc<Semaphore>,
     /// Memory for large JSON bodies, in MiB: all of them together take no more than one may.
     json_mib: Arc<Semaphore>,
+    metrics: Metrics,
     /// The grace period is over: whatever still runs ends now.
     end: CancellationToken,
 }
@@ -114,6 +118,7 @@ pub async fn serve(
 ) {
     let exec = Exec::default();
     let app: App = Arc::new(State {
+        metrics: Metrics::new(store.clone(), routes::PATTERNS.iter().copied()),
         store,
         uploads: Arc::new(Semaphore::new(options.max_uploads)),
         // Each listener has one in hand while it waits for a client.
@@ -123,6 +128,8 @@ pub async fn serve(
         exec: exec.clone(),
         end: CancellationToken::new(),
     });
+    // Opening a store removes what an earlier process left.
+    app.metrics.succeeded(Job::TempCleanup);
     let router = routes::router(app.clone());
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));
@@ -158,7 +165,9 @@ async fn accept(listener: TcpListener, app: App, router: Router, shutdown: Cance
                     router.clone(),
                     shutdown.clone(),
                 );
+                let counted = metrics::Counted::new(&app.metrics.connections);
                 app.exec.spawn(async move {
+                    let _counted = counted;
                     serve.await;
                     drop(permit);
                 });

@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     extract::{FromRequestParts, Path, Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -14,7 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::{ApiError, App, Peer, body::next_piece, upload::upload};
+use super::{
+    ApiError, App, Peer, access::CheckoutRecord, body::next_piece, metrics, upload::upload,
+};
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
     store::CheckoutError,
@@ -44,6 +47,16 @@ struct JsonBody {
 /// The largest blob: what file systems can hold at most.
 const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
 
+/// All routes, as metrics call them.
+pub(super) const PATTERNS: &[&str] = &[
+    "/api/v3/shaman/files/{sha}/{size}",
+    "/api/v3/shaman/checkout/requirements",
+    "/api/v3/shaman/checkout/create",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+];
+
 pub(super) fn router(app: App) -> Router {
     let shaman = Router::new()
         .route("/files/{sha}/{size}", get(status).post(upload))
@@ -53,9 +66,11 @@ pub(super) fn router(app: App) -> Router {
         .nest(wire::SHAMAN, shaman)
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape))
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::measure))
         .with_state(app)
 }
 
@@ -96,6 +111,13 @@ async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiEr
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
         }
     }
+}
+
+async fn scrape(State(app): State<App>) -> impl IntoResponse {
+    let asked = app.clone();
+    // It asks the file system.
+    let text = app.exec.blocking(move || asked.metrics.text()).await;
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 
 async fn status(
@@ -140,33 +162,53 @@ async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<CheckoutAnswer>, ApiError> {
-    let start = Instant::now();
-    let body = read_json(&app, &headers, body).await?;
-    let max_files = app.options.max_files;
-    let (wish, manifest) = app
-        .exec
-        .compute(move || {
-            let CheckoutRequest { checkout_path, files } = parse(&body)?;
-            let wish: CheckoutPath = checkout_path
-                .parse()
-                .map_err(|error| ApiError::bad_request(format!("checkoutPath: {error}")))?;
-            let manifest = Manifest::new(check_files(&files, max_files)?)
-                .map_err(|error| ApiError::bad_request(format!("files: {error}")))?;
-            Ok::<_, ApiError>((wish, manifest))
-        })
-        .await?;
+    let mut record = CheckoutRecord::new(app.clone(), peer.0);
+    match make_checkout(&app, &headers, body, &mut record).await {
+        Ok(used) => {
+            let checkout_path = used.as_str().to_owned();
+            record.checkout = Some(checkout_path.clone());
+            record.created();
+            Ok(Json(CheckoutAnswer { checkout_path }))
+        }
+        Err(error) => {
+            record.failed(&error);
+            Err(error)
+        }
+    }
+}
 
-    let deadline = start + app.options.create_wait;
-    let (files, bytes) = (manifest.len(), manifest.total_bytes());
+async fn make_checkout(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    record: &mut CheckoutRecord,
+) -> Result<CheckoutPath, ApiError> {
+    let body = read_json(app, headers, body).await?;
+    let max_files = app.options.max_files;
+    let (checkout_path, parsed) = app
+        .exec
+        .compute(move || match parse(&body) {
+            Ok(CheckoutRequest { checkout_path, files }) => {
+                let parsed = to_checkout(&checkout_path, &files, max_files);
+                (Some(checkout_path), parsed)
+            }
+            Err(error) => (None, Err(error)),
+        })
+        .await;
+    record.checkout = checkout_path.map(|text| text.chars().take(200).collect());
+    let (wish, manifest) = parsed?;
+    (record.files, record.bytes) = (manifest.len(), manifest.total_bytes());
+
+    let deadline = record.start + app.options.create_wait;
     let manifest = std::sync::Arc::new(manifest);
-    let made = loop {
+    loop {
         let (store, wish, manifest) = (app.store.clone(), wish.clone(), manifest.clone());
         let made = app.exec.compute(move || store.checkout(&wish, &manifest)).await;
-        let Err(CheckoutError::Missing(missing)) = &made else { break made };
+        let Err(CheckoutError::Missing(missing)) = &made else { return Ok(made?) };
         // Clients that cannot defer may ask while somebody else is still sending their blobs.
         let flights = app.store.flights(missing);
         if Instant::now() >= deadline {
-            break made;
+            return Ok(made?);
         }
         if flights.is_empty() {
             // Those that were in flight when they were looked for may have arrived since, or have
@@ -175,31 +217,26 @@ async fn create(
             if app.exec.blocking(move || store.any_known(&missing)).await? {
                 continue;
             }
-            break made;
+            return Ok(made?);
         }
         for flight in flights {
             let _ = tokio::time::timeout_at(deadline, flight.ended()).await;
         }
-    };
-    let elapsed_ms = start.elapsed().as_millis();
-    match made {
-        Ok(used) => {
-            tracing::info!(
-                target: "farmhand::access",
-                client = %peer.0, checkout = %used, files, bytes, elapsed_ms, "checkout"
-            );
-            Ok(Json(CheckoutAnswer { checkout_path: used.as_str().to_owned() }))
-        }
-        Err(error) => {
-            let error = ApiError::from(error);
-            tracing::info!(
-                target: "farmhand::access",
-                client = %peer.0, checkout = %wish, files, bytes, elapsed_ms,
-                status = error.status().as_u16(), reason = error.message(), "checkout failed"
-            );
-            Err(error)
-        }
     }
+}
+
+/// What a request for a checkout says, if it can be made.
+fn to_checkout(
+    checkout_path: &str,
+    files: &[FileSpec],
+    max_files: usize,
+) -> Result<(CheckoutPath, Manifest), ApiError> {
+    let wish = checkout_path
+        .parse()
+        .map_err(|error| ApiError::bad_request(format!("checkoutPath: {error}")))?;
+    let manifest = Manifest::new(check_files(files, max_files)?)
+        .map_err(|error| ApiError::bad_request(format!("files: {error}")))?;
+    Ok((wish, manifest))
 }
 
 /// The whole body of a request that must be JSON.
@@ -305,7 +342,7 @@ async fn wrong_method(request: Request) -> ApiError {
     )
 }
 
-fn shown(uri: &Uri) -> String {
+pub(super) fn shown(uri: &Uri) -> String {
     uri.path().chars().take(200).collect()
 }
 

@@ -5,6 +5,7 @@
 // `clippy.toml` allows this in test functions, but not in what they share.
 #![allow(clippy::unwrap_used)]
 
+mod access_log;
 mod addon;
 mod bad_input;
 mod cli;
@@ -13,6 +14,7 @@ mod common;
 mod conformance;
 mod crash;
 mod layering;
+mod metrics;
 mod races;
 mod server;
 mod shutdown;
