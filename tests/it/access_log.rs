@@ -214,3 +214,27 @@ fn no_name_makes_a_line_of_its_own() {
         assert!(!line.contains(char::is_control), "{line:?}");
     }
 }
+
+/// Nobody answers it: neither the client's end nor the server's leaves an upload without a line.
+#[test]
+fn an_upload_that_the_end_of_the_server_breaks_off_has_its_line() {
+    let logged = Logged::start("json", "");
+    let content = random(10_000);
+    let mut sender = logged.server.connect();
+    sender.half_upload(&content, &named("a b"));
+    let metrics = || String::from_utf8(logged.server.connect().get("/metrics").body).unwrap();
+    until(|| metrics().contains("farmhand_received_bytes_total 5000\n"));
+    // The second signal ends the time for unfinished requests.
+    until(|| {
+        logged.server.terminate();
+        !logged.access().is_empty()
+    });
+    logged.expect(
+        &mut 0,
+        json!({
+            "message": "upload failed", "client": "127.0.0.1", "blob": address(&content),
+            "name": "a b", "bytes": 5000, "outcome": "failed",
+            "reason": "broken off before it was answered",
+        }),
+    );
+}
