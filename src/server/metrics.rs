@@ -181,7 +181,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Everything at zero, for a server over this store with these routes.
-    pub(super) fn new<'a>(store: Arc<Store>, routes: impl Iterator<Item = &'a str>) -> Self {
+    pub(super) fn new<'a>(store: Arc<Store>, routes: impl Iterator<Item = &'a String>) -> Self {
         let mut root = Registry::default();
         let start = Seconds::default();
         start.set(unix_seconds());
@@ -255,7 +255,7 @@ impl Metrics {
         let metrics = Self {
             registry: root,
             routes: routes
-                .map(Arc::from)
+                .map(|name| Arc::from(name.as_str()))
                 .map(|name: Arc<str>| (name.clone(), Route(name)))
                 .collect(),
             no_route: Route(NO_ROUTE.into()),

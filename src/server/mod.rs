@@ -16,6 +16,7 @@ use std::{
 };
 
 use axum::Router;
+use bytes::Bytes;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +95,8 @@ struct State {
     /// Memory for large JSON bodies, in MiB: all of them together take no more than one may.
     json_mib: Arc<Semaphore>,
     metrics: Metrics,
+    /// The OpenAPI document, as JSON.
+    openapi: Bytes,
     /// The grace period is over: whatever still runs ends now.
     end: CancellationToken,
 }
@@ -117,8 +120,10 @@ pub async fn serve(
     now: CancellationToken,
 ) {
     let exec = Exec::default();
+    let (routes, openapi) = routes::routes();
     let app: App = Arc::new(State {
-        metrics: Metrics::new(store.clone(), routes::PATTERNS.iter().copied()),
+        metrics: Metrics::new(store.clone(), openapi.paths.paths.keys()),
+        openapi: routes::to_json(&openapi),
         store,
         uploads: Arc::new(Semaphore::new(options.max_uploads)),
         // Each listener has one in hand while it waits for a client.
@@ -130,7 +135,7 @@ pub async fn serve(
     });
     // Opening a store removes what an earlier process left.
     app.metrics.succeeded(Job::TempCleanup);
-    let router = routes::router(app.clone());
+    let router = routes::router(routes, app.clone());
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));
     }

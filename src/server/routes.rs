@@ -9,20 +9,20 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
-use serde::de::DeserializeOwned;
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::{OpenApi as _, openapi::OpenApi};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{
-    ApiError, App, Peer, access::CheckoutRecord, body::next_piece, metrics, upload::upload,
-};
+use super::{ApiError, App, Peer, access::CheckoutRecord, body::next_piece, metrics, upload};
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
     store::CheckoutError,
     wire::{
-        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, RequirementsAnswer,
+        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
         RequirementsRequest, StatusAnswer,
     },
 };
@@ -44,29 +44,48 @@ struct JsonBody {
     _share: Option<OwnedSemaphorePermit>,
 }
 
+/// How the server is.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Health {
+    status: &'static str,
+}
+
 /// The largest blob: what file systems can hold at most.
 const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
 
-/// All routes, as metrics call them.
-pub(super) const PATTERNS: &[&str] = &[
-    "/api/v3/shaman/files/{sha}/{size}",
-    "/api/v3/shaman/checkout/requirements",
-    "/api/v3/shaman/checkout/create",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-];
+/// What the document says of the whole.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "farmhand", description = "A Shaman server: files by their content, and checkouts made of them."),
+    tags(
+        (name = "shaman", description = "The file store, as render farms speak to it."),
+        (name = "server", description = "How the server is.")
+    )
+)]
+struct Api;
 
-pub(super) fn router(app: App) -> Router {
-    let shaman = Router::new()
-        .route("/files/{sha}/{size}", get(status).post(upload))
-        .route("/checkout/requirements", post(requirements))
-        .route("/checkout/create", post(create));
-    Router::new()
+/// All routes, and the OpenAPI document that lists them. A route is registered here or nowhere: then
+/// the two cannot disagree.
+pub(super) fn routes() -> (Router<App>, OpenApi) {
+    let shaman = OpenApiRouter::new()
+        .routes(routes!(status, upload::upload))
+        .routes(routes!(requirements))
+        .routes(routes!(create));
+    OpenApiRouter::with_openapi(Api::openapi())
         .nest(wire::SHAMAN, shaman)
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(scrape))
+        .routes(routes!(openapi))
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(scrape))
+        .split_for_parts()
+}
+
+pub(super) fn to_json(openapi: &OpenApi) -> Bytes {
+    serde_json::to_vec(openapi).expect("BUG: the document is JSON").into()
+}
+
+pub(super) fn router(routes: Router<App>, app: App) -> Router {
+    routes
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
         .layer(CatchPanicLayer::custom(panicked))
@@ -97,15 +116,36 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedBlob {
     }
 }
 
-async fn healthz() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "status": "ok" }))
+/// This document
+#[utoipa::path(
+    get, path = "/api/v3/openapi3.json", operation_id = "getOpenAPI", tag = "server",
+    responses((status = 200, description = "All that this server serves, as OpenAPI 3.1", body = Object))
+)]
+async fn openapi(State(app): State<App>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone())
 }
 
-/// Whether uploads are taken, and if not, why.
-async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiError> {
+/// Whether the server runs
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "getHealth", tag = "server",
+    responses((status = 200, description = "It does", body = Health))
+)]
+async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether uploads are taken, and if not, why
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "getReadiness", tag = "server",
+    responses(
+        (status = 200, description = "They are", body = Health),
+        (status = 503, description = "They are not: there is no room, or the storage fails", body = Problem),
+    )
+)]
+async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
     let store = app.store.clone();
     match app.exec.blocking(move || store.has_room()).await {
-        Ok(()) => Ok(Json(serde_json::json!({ "status": "ready" }))),
+        Ok(()) => Ok(Json(Health { status: "ready" })),
         Err(error) => {
             let message = format!("not ready: {error}: {}", error.source);
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
@@ -113,6 +153,14 @@ async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiEr
     }
 }
 
+/// Metrics for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "getMetrics", tag = "server",
+    responses((
+        status = 200, description = "All metrics as OpenMetrics text", body = String,
+        content_type = "application/openmetrics-text"
+    ))
+)]
 async fn scrape(State(app): State<App>) -> impl IntoResponse {
     let asked = app.clone();
     // It asks the file system.
@@ -120,6 +168,19 @@ async fn scrape(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 
+/// What is known of a file
+#[utoipa::path(
+    get, path = "/files/{sha}/{size}", operation_id = "shamanFileStoreCheck", tag = "shaman",
+    params(
+        ("sha" = String, Path, description = "SHA-256 as 64 lower-case hex digits"),
+        ("size" = u64, Path, description = "Size in bytes"),
+    ),
+    responses(
+        (status = 200, description = "Whether it is stored, on its way, or unknown", body = StatusAnswer),
+        (status = 400, description = "The path names no file", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn status(
     State(app): State<App>,
     NamedBlob(id): NamedBlob,
@@ -129,6 +190,22 @@ async fn status(
     Ok(Json(StatusAnswer { status }))
 }
 
+/// Which files must still be sent
+///
+/// Each content once, by its first place in the request.
+#[utoipa::path(
+    post, path = "/checkout/requirements", operation_id = "shamanCheckoutRequirements", tag = "shaman",
+    request_body = RequirementsRequest,
+    responses(
+        (status = 200, description = "The files to send; `uploading`: somebody else is at it", body = RequirementsAnswer),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 413, description = "The request is too long, or has too many files", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+        (status = 503, description = "There are too many large requests", body = Problem),
+    )
+)]
 async fn requirements(
     State(app): State<App>,
     headers: HeaderMap,
@@ -156,6 +233,25 @@ async fn requirements(
         .await
 }
 
+/// Make a checkout
+///
+/// A directory of links to the files. If the name is taken, another one is made from it.
+#[utoipa::path(
+    post, path = "/checkout/create", operation_id = "shamanCheckout", tag = "shaman",
+    request_body = CheckoutRequest,
+    responses(
+        (status = 200, description = "It is there, under this name", body = CheckoutAnswer),
+        (status = 409, description = "The name is in the way of something else, or the file system does not tell two names apart", body = Problem),
+        (status = 424, description = "Files are missing: ask for the requirements, and send them", body = Problem),
+        (status = 507, description = "The storage is full", body = Problem),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 413, description = "The request is too long, or has too many files", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+        (status = 503, description = "There are too many large requests", body = Problem),
+    )
+)]
 async fn create(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,

@@ -19,9 +19,33 @@ use super::{
 use crate::{
     domain::BlobId,
     store::{Begin, Received, Ticket},
-    wire,
+    wire::{self, Problem},
 };
 
+/// Send a file
+///
+/// Answers may come before the body has been read. A client that says it can defer is told so if
+/// somebody else is sending the same file; any other waits for the end of that.
+#[utoipa::path(
+    post, path = "/files/{sha}/{size}", operation_id = "shamanFileStore", tag = "shaman",
+    params(
+        ("sha" = String, Path, description = "SHA-256 of the content, as 64 lower-case hex digits"),
+        ("size" = u64, Path, description = "Size of the content in bytes"),
+        ("X-Shaman-Can-Defer-Upload" = Option<bool>, Header, description = "Whether the client goes on with other files if somebody else is sending this one"),
+        ("X-Shaman-Original-Filename" = Option<String>, Header, description = "The file's name on the client, as an encoded word (RFC 2047), for the log"),
+    ),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The content"),
+    responses(
+        (status = 204, description = "It is stored now"),
+        (status = 208, description = "It was stored already"),
+        (status = 400, description = "The path names no file, or the body broke off", body = Problem),
+        (status = 408, description = "No data came for too long", body = Problem),
+        (status = 417, description = "It is not what its name says: hash it again", body = Problem),
+        (status = 425, description = "Somebody else is sending it: go on with other files, then ask again", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+        (status = 507, description = "The storage is full", body = Problem),
+    )
+)]
 pub(super) async fn upload(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,

@@ -15,6 +15,7 @@ mod conformance;
 mod crash;
 mod layering;
 mod metrics;
+mod openapi;
 mod races;
 mod server;
 mod shutdown;
