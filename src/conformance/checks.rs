@@ -29,7 +29,7 @@ macro_rules! checks {
             Check {
                 name: $name,
                 level: Level::$level,
-                run: |target| Box::pin(async { Ok($function(target).await?) }),
+                run: |target| Box::pin(async { $function(target).await.map_err(Miss::from) }),
             },
         )*];
     };

@@ -4,6 +4,8 @@ mod access;
 mod body;
 mod connection;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod metrics;
 mod routes;
 mod unfold;

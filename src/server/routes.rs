@@ -215,7 +215,7 @@ async fn requirements(
     let (store, max_files) = (app.store.clone(), app.options.max_files);
     app.exec
         .compute(move || {
-            let RequirementsRequest { files } = parse(&body)?;
+            let RequirementsRequest { files } = parse(&body.bytes)?;
             let ids = check_files(&files, max_files)?
                 .into_iter()
                 .map(|entry| entry.blob)
@@ -283,7 +283,7 @@ async fn make_checkout(
     let max_files = app.options.max_files;
     let (checkout_path, parsed) = app
         .exec
-        .compute(move || match parse(&body) {
+        .compute(move || match parse(&body.bytes) {
             Ok(CheckoutRequest { checkout_path, files }) => {
                 let parsed = to_checkout(&checkout_path, &files, max_files);
                 (Some(checkout_path), parsed)
@@ -322,7 +322,7 @@ async fn make_checkout(
 }
 
 /// What a request for a checkout says, if it can be made.
-fn to_checkout(
+pub(super) fn to_checkout(
     checkout_path: &str,
     files: &[FileSpec],
     max_files: usize,
@@ -388,12 +388,21 @@ async fn read_json(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Jso
     Ok(JsonBody { bytes, _share: share })
 }
 
-fn parse<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
-    serde_json::from_slice(&body.bytes)
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // A list of its fields' values is an object, too, for serde.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::bad_request(
+            "the request is not as expected: it is a list, no object",
+        ));
+    }
+    serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("the request is not as expected: {error}")))
 }
 
-fn check_files(files: &[FileSpec], max: usize) -> Result<Vec<crate::domain::Entry>, ApiError> {
+pub(super) fn check_files(
+    files: &[FileSpec],
+    max: usize,
+) -> Result<Vec<crate::domain::Entry>, ApiError> {
     if files.len() > max {
         return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -13,6 +13,7 @@ mod common;
 
 mod conformance;
 mod crash;
+mod fuzz;
 mod layering;
 mod metrics;
 mod openapi;
