@@ -13,6 +13,7 @@ mod common;
 
 mod conformance;
 mod crash;
+mod disk_full;
 mod fuzz;
 mod layering;
 mod metrics;
