@@ -8,27 +8,43 @@ use super::{
     exit::{Exit, Failure},
     print, print_json,
 };
-use crate::conformance::{self, Target, Verdict};
+use crate::conformance::{self, Level, Target, Verdict};
 
 /// Check how well a server speaks Shaman
 ///
-/// Prints a line for each check, and succeeds only if all hold. Leaves a few small blobs and two
+/// Prints a line for each check, and succeeds only if all hold. Leaves a few small blobs and
 /// checkouts named farmhand-conformance-… behind.
 #[derive(Debug, Args)]
 pub(super) struct Conformance {
     /// The server, like http://farm:8080/
     url: String,
 
-    /// Also send paths that might make a bad server overwrite its own files
+    /// How much to ask for; each level has the checks of those before it [default: core]
+    #[arg(long, value_enum)]
+    level: Option<Level>,
+
+    /// The server may be lost: needed for the level hostile, whose paths might make a bad server
+    /// overwrite its own files, and chooses it if --level is not given
     #[arg(long)]
     expendable_server: bool,
 }
 
 impl Conformance {
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let level = match (self.level, self.expendable_server) {
+            (None, true) => Level::Hostile,
+            (Some(Level::Hostile), false) => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "the level hostile may make a bad server overwrite its own files; if that one may \
+                     be lost, add --expendable-server",
+                ));
+            }
+            (level, _) => level.unwrap_or(Level::Core),
+        };
         let target = Target::new(&self.url)?;
         let results = tokio::select! {
-            results = conformance::run(&target, self.expendable_server) => results?,
+            results = conformance::run(&target, level) => results?,
             () = super::session::interrupted() => return Err(Failure::interrupted()),
         };
         let failed = results.iter().filter(|r| matches!(r.verdict, Verdict::Fails(_))).count();

@@ -68,9 +68,36 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        let line = on_one_line(&self.text);
         // Nowhere is left to report that standard error is gone.
         self.bars.suspend(|| {
-            let _ = io::stderr().write_all(&self.text);
+            let _ = io::stderr().write_all(line.as_bytes());
         });
+    }
+}
+
+/// Clients choose names, and paths are made of them: none may begin another line, or colour it.
+fn on_one_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let mut line = String::with_capacity(text.len());
+    for character in text.strip_suffix('\n').unwrap_or(&text).chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_one_line() {
+        assert_eq!(on_one_line("a звук\n".as_bytes()), "a звук\n");
+        assert_eq!(on_one_line(b"a\nINFO b\x1b[31m\r\n"), "a\\nINFO b\\u{1b}[31m\\r\n");
+        assert_eq!(on_one_line(b"\n"), "\n");
     }
 }

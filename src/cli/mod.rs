@@ -5,6 +5,8 @@ mod completions;
 mod config;
 mod conformance;
 mod exit;
+#[cfg(test)]
+mod fuzz;
 mod hash;
 mod logging;
 mod progress;

@@ -78,9 +78,7 @@ impl Shaman {
     /// [`ClientError::Status`] with 404 if there is none.
     pub async fn erase(&self, checkout: &CheckoutPath) -> Result<Erased, ClientError> {
         let mut url = self.admin_url("checkouts");
-        url.path_segments_mut()
-            .expect("BUG: an http URL has a path")
-            .extend(checkout.as_rel().parts());
+        url.query_pairs_mut().append_pair("path", checkout.as_str());
         let call = || self.json::<(), Erased>(Method::DELETE, url.clone(), None);
         Ok(self.retrying(call, ClientError::was_not_seen).await?.0)
     }

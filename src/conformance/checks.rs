@@ -6,11 +6,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    Level,
+    Level, Miss,
+    strict::*,
     target::{Content, Target},
 };
 
-type Run = for<'a> fn(&'a Target) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+type Run = for<'a> fn(&'a Target) -> Pin<Box<dyn Future<Output = Result<(), Miss>> + Send + 'a>>;
 
 /// Something that must hold.
 pub struct Check {
@@ -25,7 +26,11 @@ macro_rules! checks {
     ($($level:ident $function:ident $name:literal)*) => {
         /// All checks, in the order in which they are run.
         pub const CHECKS: &[Check] = &[$(
-            Check { name: $name, level: Level::$level, run: |target| Box::pin($function(target)) },
+            Check {
+                name: $name,
+                level: Level::$level,
+                run: |target| Box::pin(async { $function(target).await.map_err(Miss::from) }),
+            },
         )*];
     };
 }
@@ -47,6 +52,24 @@ checks! {
     Core incomplete "a checkout of missing files is refused"
     Core bad_json "what is no JSON is a client's error, with a code and a message"
     Core null_files "null for a list is a client's error"
+    Strict no_content "an upload is answered 204"
+    Strict known_at_once "an upload of a stored blob is answered 208 before its body comes"
+    Strict empty_everywhere "a blob of zero bytes is stored, known, not required, and can be checked out"
+    Strict uploading "a blob that is being sent has the status uploading, also in requirements"
+    Strict deferral "425 is for those who said that they can defer, and only for them"
+    Strict first_place "requirements list a blob by its first place, its path byte for byte"
+    Strict suffix "a name that is taken gets four of a-z and 0-9 behind a hyphen"
+    Strict missing "a checkout of missing files is answered 424"
+    Strict more_fields "fields that the protocol does not have are ignored everywhere"
+    Strict twice "the same file twice in a checkout counts once"
+    Strict error_bodies "errors are JSON with a message, and the status as code"
+    Strict content_types "answers are of the type application/json, and so may requests be, with a charset"
+    Strict upper_case "a digest in upper case is answered 400"
+    Strict bad_sizes "what is no size is answered 400"
+    Strict bad_requests "what is no request of the protocol is answered 400"
+    Strict folded "a header that is folded over two lines is accepted"
+    Strict heads "HEAD is answered without a body"
+    Strict early "an early answer is seen by those who send all of their body first"
     Hostile path_escapes "a file's path cannot leave the checkout"
     Hostile checkout_escapes "a checkout cannot leave the directory of checkouts"
     Hostile contradiction "one path with two contents is refused"
@@ -56,14 +79,18 @@ async fn unknown(target: &Target) -> Result<(), String> {
     has_status(target, &Content::random(100), "unknown").await
 }
 
-async fn has_status(target: &Target, content: &Content, expected: &str) -> Result<(), String> {
+pub(super) async fn has_status(
+    target: &Target,
+    content: &Content,
+    expected: &str,
+) -> Result<(), String> {
     match target.status(&content.id).await? {
         status if status == expected => Ok(()),
         status => Err(format!("its status is {status}")),
     }
 }
 
-async fn store(target: &Target, content: &Content) -> Result<(), String> {
+pub(super) async fn store(target: &Target, content: &Content) -> Result<(), String> {
     target.upload(&content.id, &content.bytes).await?.is(&[200, 204])
 }
 
@@ -124,7 +151,7 @@ async fn bad_digest(target: &Target) -> Result<(), String> {
     Ok(())
 }
 
-fn files(answer: &Value) -> Result<&Vec<Value>, String> {
+pub(super) fn files(answer: &Value) -> Result<&Vec<Value>, String> {
     answer["files"].as_array().ok_or_else(|| format!("files is no list: {answer}"))
 }
 
@@ -174,7 +201,7 @@ async fn extra_fields(target: &Target) -> Result<(), String> {
     files(&answer.body).map(drop)
 }
 
-async fn create(target: &Target, name: &str, files: Value) -> Result<String, String> {
+pub(super) async fn create(target: &Target, name: &str, files: Value) -> Result<String, String> {
     let request = json!({ "checkoutPath": name, "files": files });
     let answer = target.post_json("checkout/create", &request).await?;
     answer.is(&[200])?;

@@ -23,7 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct Target {
     shaman: Shaman,
     http: reqwest::Client,
-    base: Url,
+    pub(super) base: Url,
     /// In the names of this run's checkouts.
     pub(super) run: String,
 }
@@ -34,6 +34,8 @@ pub(super) struct Answer {
     pub body: Value,
     /// The body as text, for reports.
     pub text: String,
+    /// Its `Content-Type`, without parameters.
+    pub kind: String,
 }
 
 /// Content that no server has, and its name.
@@ -96,9 +98,11 @@ impl Target {
         }
         let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
         let status = answer.status();
+        let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().to_owned();
         let text = answer.text().await.map_err(|error| format!("half an answer: {error}"))?;
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Ok(Answer { status, body, text: text.chars().take(200).collect() })
+        Ok(Answer { status, body, text: text.chars().take(200).collect(), kind })
     }
 
     pub(super) async fn status(&self, id: &BlobId) -> Result<String, String> {

@@ -23,8 +23,9 @@ impl fmt::Display for BlobId {
 }
 
 /// What a server knows of a blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = ShamanFileStatus)]
 pub enum BlobStatus {
     /// Not there: it must be sent.
     Unknown,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Digest;
 
 /// How the files of a checkout are made from blobs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkMode {
     /// Relative symbolic links.
@@ -23,7 +23,7 @@ pub enum LinkMode {
 }
 
 /// So many blobs, of so many bytes together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Amount {
     /// How many.
     pub blobs: u64,
@@ -47,7 +47,7 @@ impl std::ops::AddAssign for Amount {
 }
 
 /// What a garbage collection has done, or would do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GcReport {
     /// Nothing was removed: this is what would be.
     pub dry_run: bool,
@@ -74,7 +74,7 @@ pub struct GcReport {
 }
 
 /// What a scrub has found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ScrubReport {
     /// It has come to the end of the store; otherwise it was stopped, and goes on there.
     pub complete: bool,
@@ -98,7 +98,7 @@ impl ScrubReport {
 }
 
 /// A blob that was not what its name says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Quarantined {
     /// The blob, as `digest/size`.
     pub blob: String,
@@ -109,7 +109,7 @@ pub struct Quarantined {
 }
 
 /// A checkout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CheckoutInfo {
     /// Its path below the directory of checkouts.
     pub path: String,
@@ -129,7 +129,7 @@ pub struct CheckoutInfo {
 }
 
 /// What erasing a checkout has removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Erased {
     /// The checkout.
     pub path: String,
@@ -140,7 +140,7 @@ pub struct Erased {
 }
 
 /// What fills a store.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Usage {
     /// All blobs.
     pub stored: Amount,
@@ -159,7 +159,7 @@ pub struct Usage {
 }
 
 /// What a checkout, or a folder of checkouts, takes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UsageOf {
     /// Its path.
     pub path: String,
@@ -172,9 +172,10 @@ pub struct UsageOf {
 }
 
 /// Why a blob is kept, or when it may go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Why {
     /// Its digest.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// What is stored under it: nearly always one, or none.
     pub blobs: Vec<WhyBlob>,
@@ -185,7 +186,7 @@ pub struct Why {
 }
 
 /// One blob of a digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WhyBlob {
     /// Its size.
     pub size_bytes: u64,
@@ -205,7 +206,7 @@ pub struct WhyBlob {
 }
 
 /// What is wrong in checkouts.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VerifyReport {
     /// How many checkouts were looked at.
     pub checkouts: u64,
@@ -218,7 +219,7 @@ pub struct VerifyReport {
 }
 
 /// Something wrong in a checkout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CheckoutProblem {
     /// The checkout.
     pub checkout: String,
@@ -229,7 +230,7 @@ pub struct CheckoutProblem {
 }
 
 /// How far an operation is: a line of its answer while it goes on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Done {
     /// Blobs, or files, done.
     pub blobs: u64,

@@ -6,29 +6,29 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Json,
     body::{Body, Bytes},
-    extract::{FromRequestParts, Path, State},
+    extract::{FromRequestParts, Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, post, put},
 };
 use http_body_util::{BodyExt, channel::Channel};
 use serde::Serialize;
 use tokio::sync::oneshot;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App,
+    ApiError, App, Job,
     routes::{parse, read_json},
-    upkeep::{self, Job},
+    upkeep,
 };
 use crate::{
     domain::{
         CheckoutPath, Digest,
-        report::{CheckoutInfo, Erased, Usage, Why},
+        report::{CheckoutInfo, Erased, GcReport, ScrubReport, Usage, VerifyReport, Why},
     },
     store::{EraseError, GcError, GcOptions, ScrubError, ScrubOptions, Store, Work},
-    wire::{GcRequest, Line, PinAnswer, PinsAnswer, ScrubRequest, VerifyRequest},
+    wire::{GcRequest, Line, PinAnswer, PinsAnswer, Problem, ScrubRequest, VerifyRequest},
 };
 
 /// How often a long operation says how far it is.
@@ -40,17 +40,17 @@ const GIVES_WAY_WITHIN: Duration = Duration::from_secs(5);
 /// The type of its answer.
 const LINES: &str = "application/x-ndjson";
 
-pub(super) fn router() -> Router<App> {
-    Router::new()
-        .route("/checkouts", get(checkouts))
-        .route("/checkouts/{*path}", get(checkout).delete(erase))
-        .route("/usage", get(usage))
-        .route("/blobs/{sha}", get(why))
-        .route("/pins", get(pins))
-        .route("/pins/{sha}", put(pin).delete(unpin))
-        .route("/gc", post(gc))
-        .route("/scrub", post(scrub))
-        .route("/verify", post(verify))
+/// All routes of it.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(checkouts, erase))
+        .routes(routes!(usage))
+        .routes(routes!(why))
+        .routes(routes!(pins))
+        .routes(routes!(pin, unpin))
+        .routes(routes!(gc))
+        .routes(routes!(scrub))
+        .routes(routes!(verify))
 }
 
 /// The digest in a path.
@@ -66,17 +66,10 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedDigest {
     }
 }
 
-/// The checkout in a path.
-struct NamedCheckout(CheckoutPath);
-
-impl<S: Send + Sync> FromRequestParts<S> for NamedCheckout {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let path = Path::<String>::from_request_parts(parts, state).await;
-        let Path(path) = path.map_err(|error| ApiError::bad_request(error.body_text()))?;
-        checkout_path(&path).map(Self)
-    }
+/// Which checkout.
+#[derive(Debug, serde::Deserialize)]
+struct Named {
+    path: String,
 }
 
 fn checkout_path(path: &str) -> Result<CheckoutPath, ApiError> {
@@ -84,27 +77,38 @@ fn checkout_path(path: &str) -> Result<CheckoutPath, ApiError> {
 }
 
 /// All checkouts.
+#[utoipa::path(
+    get, path = "/checkouts", operation_id = "listCheckouts", tag = "store",
+    responses(
+        (status = 200, description = "All checkouts", body = Vec<CheckoutInfo>),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn checkouts(State(app): State<App>) -> Result<Json<Vec<CheckoutInfo>>, ApiError> {
     let store = app.store.clone();
     Ok(Json(app.exec.compute(move || store.checkouts()).await?))
 }
 
-/// One checkout.
-async fn checkout(
-    State(app): State<App>,
-    NamedCheckout(path): NamedCheckout,
-) -> Result<Json<CheckoutInfo>, ApiError> {
-    let store = app.store.clone();
-    let all = app.exec.compute(move || store.checkouts()).await?;
-    let found = all.into_iter().find(|info| info.path == path.as_str());
-    found.map(Json).ok_or_else(|| EraseError::Unknown(path).into())
-}
-
 /// Removes a checkout.
+#[utoipa::path(
+    delete, path = "/checkouts", operation_id = "eraseCheckout", tag = "store",
+    params(("path" = String, Query, description = "The checkout, as it is listed")),
+    responses(
+        (status = 200, description = "It is gone", body = Erased),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 404, description = "There is no such checkout", body = Problem),
+        (status = 409, description = "Not now: another one is at it, or it is not certain what may go", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn erase(
     State(app): State<App>,
-    NamedCheckout(path): NamedCheckout,
+    named: Result<Query<Named>, QueryRejection>,
 ) -> Result<Json<Erased>, ApiError> {
+    let Query(Named { path }) = named.map_err(|_| {
+        ApiError::bad_request("which checkout? Ask for /farmhand/v1/checkouts?path=PATH")
+    })?;
+    let path = checkout_path(&path)?;
     let store = app.store.clone();
     let erased = app.exec.compute(move || store.erase(&path)).await?;
     tracing::info!(checkout = %erased.path, files = erased.files, "erased");
@@ -112,12 +116,28 @@ async fn erase(
 }
 
 /// What fills the store.
+#[utoipa::path(
+    get, path = "/usage", operation_id = "getUsage", tag = "store",
+    responses(
+        (status = 200, description = "What takes how much", body = Usage),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn usage(State(app): State<App>) -> Result<Json<Usage>, ApiError> {
     let store = app.store.clone();
     Ok(Json(app.exec.compute(move || store.usage()).await?))
 }
 
 /// Why a blob is kept.
+#[utoipa::path(
+    get, path = "/blobs/{sha}", operation_id = "whyBlob", tag = "store",
+    params(("sha" = String, Path, description = "SHA-256 as 64 lower-case hex digits")),
+    responses(
+        (status = 200, description = "What is stored under it, and what keeps it", body = Why),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn why(
     State(app): State<App>,
     NamedDigest(digest): NamedDigest,
@@ -127,6 +147,13 @@ async fn why(
 }
 
 /// All pinned digests.
+#[utoipa::path(
+    get, path = "/pins", operation_id = "listPins", tag = "store",
+    responses(
+        (status = 200, description = "All of them", body = PinsAnswer),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn pins(State(app): State<App>) -> Result<Json<PinsAnswer>, ApiError> {
     let store = app.store.clone();
     let pins = app.exec.blocking(move || store.pins()).await?;
@@ -134,11 +161,29 @@ async fn pins(State(app): State<App>) -> Result<Json<PinsAnswer>, ApiError> {
 }
 
 /// Keeps a digest, whether a checkout holds it or not.
+#[utoipa::path(
+    put, path = "/pins/{sha}", operation_id = "pinBlob", tag = "store",
+    params(("sha" = String, Path, description = "SHA-256 as 64 lower-case hex digits")),
+    responses(
+        (status = 200, description = "It is pinned", body = PinAnswer),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn pin(app: State<App>, digest: NamedDigest) -> Result<Json<PinAnswer>, ApiError> {
     set_pin(app, digest, true).await
 }
 
 /// Keeps a digest no more.
+#[utoipa::path(
+    delete, path = "/pins/{sha}", operation_id = "unpinBlob", tag = "store",
+    params(("sha" = String, Path, description = "SHA-256 as 64 lower-case hex digits")),
+    responses(
+        (status = 200, description = "It is not pinned", body = PinAnswer),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn unpin(app: State<App>, digest: NamedDigest) -> Result<Json<PinAnswer>, ApiError> {
     set_pin(app, digest, false).await
 }
@@ -154,8 +199,21 @@ async fn set_pin(
 }
 
 /// Removes the blobs that nobody needs.
+#[utoipa::path(
+    post, path = "/gc", operation_id = "collectGarbage", tag = "store",
+    request_body = GcRequest,
+    responses(
+        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = GcReport),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 409, description = "Not now: another one is at it, or it is not certain what may go", body = Problem),
+        (status = 413, description = "The request is too long", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn gc(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let GcRequest { dry_run, max_age_s } = parse(&read_json(&app, &headers, body).await?)?;
+    let GcRequest { dry_run, max_age_s } = parse(&read_json(&app, &headers, body).await?.bytes)?;
     let options = GcOptions {
         dry_run,
         max_age: max_age_s.map_or(app.options.upkeep.max_age, Duration::from_secs),
@@ -174,12 +232,25 @@ async fn gc(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Re
 }
 
 /// Reads blobs again, from where the last scrub stopped.
+#[utoipa::path(
+    post, path = "/scrub", operation_id = "scrubStore", tag = "store",
+    request_body = ScrubRequest,
+    responses(
+        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = ScrubReport),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 409, description = "Not now: another one is at it, or it is not certain what may go", body = Problem),
+        (status = 413, description = "The request is too long", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn scrub(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let ScrubRequest { rate, from_start } = parse(&read_json(&app, &headers, body).await?)?;
+    let ScrubRequest { rate, from_start } = parse(&read_json(&app, &headers, body).await?.bytes)?;
     let options = ScrubOptions { rate, from_start, threads: cores(), gentle: false };
     let upkeep = app.clone();
     long(app, move |store, work| {
@@ -203,12 +274,25 @@ async fn scrub(
 }
 
 /// Checks that checkouts are whole.
+#[utoipa::path(
+    post, path = "/verify", operation_id = "verifyCheckouts", tag = "store",
+    request_body = VerifyRequest,
+    responses(
+        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = VerifyReport),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 404, description = "There is no such checkout", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 413, description = "The request is too long", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn verify(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let VerifyRequest { checkout, deep } = parse(&read_json(&app, &headers, body).await?)?;
+    let VerifyRequest { checkout, deep } = parse(&read_json(&app, &headers, body).await?.bytes)?;
     let only = checkout.as_deref().map(checkout_path).transpose()?;
     long(app, move |store, work| Ok(store.verify(only.as_ref(), deep, work)?)).await
 }

@@ -59,6 +59,9 @@ pub(super) async fn serve(
         tokio::select! {
             done = connection.as_mut() => {
                 if let Err(error) = done {
+                    if error.is_parse() {
+                        app.metrics.malformed.inc();
+                    }
                     tracing::debug!(peer = %peer.0, %error, "connection closed");
                 }
                 return;

@@ -63,13 +63,13 @@ impl From<DiskError> for ApiError {
     fn from(error: DiskError) -> Self {
         let message = chain(&error);
         if error.is_full() {
-            tracing::error!("the storage is full: {message}");
+            tracing::error!(reason = message, "the storage is full");
             Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 format!("the server's storage is full: {message}; free space there and try again"),
             )
         } else {
-            tracing::error!("the storage failed: {message}");
+            tracing::error!(reason = message, "the storage failed");
             Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("the server's storage failed: {message}"),

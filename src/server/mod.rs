@@ -1,9 +1,13 @@
-//! The store over HTTP: the Shaman endpoints, `/healthz`, and connections that withstand real clients.
+//! The store over HTTP: the Shaman endpoints, health, metrics, and connections that withstand real clients.
 
+mod access_log;
 mod admin;
 mod body;
 mod connection;
 mod error;
+#[cfg(test)]
+mod fuzz;
+mod metrics;
 mod routes;
 mod unfold;
 mod upkeep;
@@ -16,12 +20,14 @@ use std::{
 };
 
 use axum::Router;
+use bytes::Bytes;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{exec::Exec, store::Store};
 
 pub use error::ApiError;
+pub use metrics::{Job, Metrics};
 pub use upkeep::Upkeep;
 
 /// When an upload of a blob that somebody else is sending is answered 425.
@@ -100,6 +106,9 @@ struct State {
     history: std::sync::Mutex<crate::store::History>,
     /// The server is to stop: no operation on the store goes on.
     shutdown: CancellationToken,
+    metrics: Metrics,
+    /// The OpenAPI document, as JSON.
+    openapi: Bytes,
     /// The grace period is over: whatever still runs ends now.
     end: CancellationToken,
 }
@@ -123,8 +132,11 @@ pub async fn serve(
     now: CancellationToken,
 ) {
     let exec = Exec::default();
+    let (routes, openapi) = routes::routes();
     let app: App = Arc::new(State {
         history: store.history().into(),
+        metrics: Metrics::new(store.clone(), openapi.paths.paths.keys()),
+        openapi: routes::to_json(&openapi),
         store,
         uploads: Arc::new(Semaphore::new(options.max_uploads)),
         // Each listener has one in hand while it waits for a client.
@@ -136,8 +148,10 @@ pub async fn serve(
         shutdown: shutdown.clone(),
         end: CancellationToken::new(),
     });
+    // Opening a store removes what an earlier process left.
+    app.metrics.succeeded(Job::TempCleanup);
+    let router = routes::router(routes, app.clone());
     exec.spawn(upkeep::run(app.clone()));
-    let router = routes::router(app.clone());
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));
     }
@@ -172,7 +186,9 @@ async fn accept(listener: TcpListener, app: App, router: Router, shutdown: Cance
                     router.clone(),
                     shutdown.clone(),
                 );
+                let counted = metrics::Counted::new(&app.metrics.connections);
                 app.exec.spawn(async move {
+                    let _counted = counted;
                     serve.await;
                     drop(permit);
                 });

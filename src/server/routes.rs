@@ -7,19 +7,24 @@ use axum::{
     body::Body,
     extract::{FromRequestParts, Path, Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
+    middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
-use serde::de::DeserializeOwned;
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::{OpenApi as _, openapi::OpenApi};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{ApiError, App, Peer, admin, body::next_piece, upload::upload};
+use super::{
+    ApiError, App, Peer, access_log::CheckoutRecord, admin, body::next_piece, metrics, upload,
+};
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
     store::CheckoutError,
     wire::{
-        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, RequirementsAnswer,
+        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
         RequirementsRequest, StatusAnswer,
     },
 };
@@ -37,26 +42,58 @@ pub(super) fn mib(bytes: u64) -> u32 {
 
 /// A JSON body, and its share of the memory for large ones.
 pub(super) struct JsonBody {
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     _share: Option<OwnedSemaphorePermit>,
+}
+
+/// How the server is.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Health {
+    status: &'static str,
 }
 
 /// The largest blob: what file systems can hold at most.
 const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
 
-pub(super) fn router(app: App) -> Router {
-    let shaman = Router::new()
-        .route("/files/{sha}/{size}", get(status).post(upload))
-        .route("/checkout/requirements", post(requirements))
-        .route("/checkout/create", post(create));
-    Router::new()
+/// What the document says of the whole.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "farmhand", description = "A Shaman server: files by their content, and checkouts made of them."),
+    tags(
+        (name = "shaman", description = "The file store, as render farms speak to it."),
+        (name = "store", description = "What is in the store, what may go, and whether it is whole."),
+        (name = "server", description = "How the server is.")
+    )
+)]
+struct Api;
+
+/// All routes, and the OpenAPI document that lists them. A route is registered here or nowhere: then
+/// the two cannot disagree.
+pub(super) fn routes() -> (Router<App>, OpenApi) {
+    let shaman = OpenApiRouter::new()
+        .routes(routes!(status, upload::upload))
+        .routes(routes!(requirements))
+        .routes(routes!(create));
+    OpenApiRouter::with_openapi(Api::openapi())
         .nest(wire::SHAMAN, shaman)
-        .nest(wire::ADMIN, admin::router())
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+        .nest(wire::ADMIN, admin::routes())
+        .routes(routes!(openapi))
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(scrape))
+        .split_for_parts()
+}
+
+pub(super) fn to_json(openapi: &OpenApi) -> Bytes {
+    serde_json::to_vec(openapi).expect("BUG: the document is JSON").into()
+}
+
+pub(super) fn router(routes: Router<App>, app: App) -> Router {
+    routes
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::measure))
         .with_state(app)
 }
 
@@ -83,15 +120,36 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedBlob {
     }
 }
 
-async fn healthz() -> Json<serde_json::Value> {
-    Json(serde_json::json!({ "status": "ok" }))
+/// This document
+#[utoipa::path(
+    get, path = "/api/v3/openapi3.json", operation_id = "getOpenAPI", tag = "server",
+    responses((status = 200, description = "All that this server serves, as OpenAPI 3.1", body = Object))
+)]
+async fn openapi(State(app): State<App>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone())
 }
 
-/// Whether uploads are taken, and if not, why.
-async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiError> {
+/// Whether the server runs
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "getHealth", tag = "server",
+    responses((status = 200, description = "It does", body = Health))
+)]
+async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether uploads are taken, and if not, why
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "getReadiness", tag = "server",
+    responses(
+        (status = 200, description = "They are", body = Health),
+        (status = 503, description = "They are not: there is no room, or the storage fails", body = Problem),
+    )
+)]
+async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
     let store = app.store.clone();
     match app.exec.blocking(move || store.has_room()).await {
-        Ok(()) => Ok(Json(serde_json::json!({ "status": "ready" }))),
+        Ok(()) => Ok(Json(Health { status: "ready" })),
         Err(error) => {
             let message = format!("not ready: {error}: {}", error.source);
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
@@ -99,6 +157,34 @@ async fn readyz(State(app): State<App>) -> Result<Json<serde_json::Value>, ApiEr
     }
 }
 
+/// Metrics for Prometheus
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "getMetrics", tag = "server",
+    responses((
+        status = 200, description = "All metrics as OpenMetrics text", body = String,
+        content_type = "application/openmetrics-text"
+    ))
+)]
+async fn scrape(State(app): State<App>) -> impl IntoResponse {
+    let asked = app.clone();
+    // It asks the file system.
+    let text = app.exec.blocking(move || asked.metrics.text()).await;
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
+}
+
+/// What is known of a file
+#[utoipa::path(
+    get, path = "/files/{sha}/{size}", operation_id = "shamanFileStoreCheck", tag = "shaman",
+    params(
+        ("sha" = String, Path, description = "SHA-256 as 64 lower-case hex digits"),
+        ("size" = u64, Path, description = "Size in bytes"),
+    ),
+    responses(
+        (status = 200, description = "Whether it is stored, on its way, or unknown", body = StatusAnswer),
+        (status = 400, description = "The path names no file", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
 async fn status(
     State(app): State<App>,
     NamedBlob(id): NamedBlob,
@@ -108,6 +194,22 @@ async fn status(
     Ok(Json(StatusAnswer { status }))
 }
 
+/// Which files must still be sent
+///
+/// Each content once, by its first place in the request.
+#[utoipa::path(
+    post, path = "/checkout/requirements", operation_id = "shamanCheckoutRequirements", tag = "shaman",
+    request_body = RequirementsRequest,
+    responses(
+        (status = 200, description = "The files to send; `uploading`: somebody else is at it", body = RequirementsAnswer),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 413, description = "The request is too long, or has too many files", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+        (status = 503, description = "There are too many large requests", body = Problem),
+    )
+)]
 async fn requirements(
     State(app): State<App>,
     headers: HeaderMap,
@@ -117,7 +219,7 @@ async fn requirements(
     let (store, max_files) = (app.store.clone(), app.options.max_files);
     app.exec
         .compute(move || {
-            let RequirementsRequest { files } = parse(&body)?;
+            let RequirementsRequest { files } = parse(&body.bytes)?;
             let ids = check_files(&files, max_files)?
                 .into_iter()
                 .map(|entry| entry.blob)
@@ -135,39 +237,78 @@ async fn requirements(
         .await
 }
 
+/// Make a checkout
+///
+/// A directory of links to the files. If the name is taken, another one is made from it.
+#[utoipa::path(
+    post, path = "/checkout/create", operation_id = "shamanCheckout", tag = "shaman",
+    request_body = CheckoutRequest,
+    responses(
+        (status = 200, description = "It is there, under this name", body = CheckoutAnswer),
+        (status = 409, description = "The name is in the way of something else, or the file system does not tell two names apart", body = Problem),
+        (status = 424, description = "Files are missing: ask for the requirements, and send them", body = Problem),
+        (status = 507, description = "The storage is full", body = Problem),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 413, description = "The request is too long, or has too many files", body = Problem),
+        (status = 415, description = "It is not sent as application/json", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+        (status = 503, description = "There are too many large requests", body = Problem),
+    )
+)]
 async fn create(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<CheckoutAnswer>, ApiError> {
-    let start = Instant::now();
-    let body = read_json(&app, &headers, body).await?;
-    let max_files = app.options.max_files;
-    let (wish, manifest) = app
-        .exec
-        .compute(move || {
-            let CheckoutRequest { checkout_path, files } = parse(&body)?;
-            let wish: CheckoutPath = checkout_path
-                .parse()
-                .map_err(|error| ApiError::bad_request(format!("checkoutPath: {error}")))?;
-            let manifest = Manifest::new(check_files(&files, max_files)?)
-                .map_err(|error| ApiError::bad_request(format!("files: {error}")))?;
-            Ok::<_, ApiError>((wish, manifest))
-        })
-        .await?;
+    let mut record = CheckoutRecord::new(app.clone(), peer.0);
+    match make_checkout(&app, &headers, body, &mut record).await {
+        Ok(used) => {
+            let checkout_path = used.as_str().to_owned();
+            record.checkout = Some(checkout_path.clone());
+            record.created();
+            Ok(Json(CheckoutAnswer { checkout_path }))
+        }
+        Err(error) => {
+            record.failed(&error);
+            Err(error)
+        }
+    }
+}
 
-    let deadline = start + app.options.create_wait;
-    let (files, bytes) = (manifest.len(), manifest.total_bytes());
+async fn make_checkout(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    record: &mut CheckoutRecord,
+) -> Result<CheckoutPath, ApiError> {
+    let body = read_json(app, headers, body).await?;
+    let max_files = app.options.max_files;
+    let (checkout_path, parsed) = app
+        .exec
+        .compute(move || match parse(&body.bytes) {
+            Ok(CheckoutRequest { checkout_path, files }) => {
+                let parsed = to_checkout(&checkout_path, &files, max_files);
+                (Some(checkout_path), parsed)
+            }
+            Err(error) => (None, Err(error)),
+        })
+        .await;
+    record.checkout = checkout_path.map(|text| text.chars().take(200).collect());
+    let (wish, manifest) = parsed?;
+    (record.files, record.bytes) = (manifest.len(), manifest.total_bytes());
+
+    let deadline = record.start + app.options.create_wait;
     let manifest = std::sync::Arc::new(manifest);
-    let made = loop {
+    loop {
         let (store, wish, manifest) = (app.store.clone(), wish.clone(), manifest.clone());
         let made = app.exec.compute(move || store.checkout(&wish, &manifest)).await;
-        let Err(CheckoutError::Missing(missing)) = &made else { break made };
+        let Err(CheckoutError::Missing(missing)) = &made else { return Ok(made?) };
         // Clients that cannot defer may ask while somebody else is still sending their blobs.
         let flights = app.store.flights(missing);
         if Instant::now() >= deadline {
-            break made;
+            return Ok(made?);
         }
         if flights.is_empty() {
             // Those that were in flight when they were looked for may have arrived since, or have
@@ -176,31 +317,26 @@ async fn create(
             if app.exec.blocking(move || store.any_known(&missing)).await? {
                 continue;
             }
-            break made;
+            return Ok(made?);
         }
         for flight in flights {
             let _ = tokio::time::timeout_at(deadline, flight.ended()).await;
         }
-    };
-    let elapsed_ms = start.elapsed().as_millis();
-    match made {
-        Ok(used) => {
-            tracing::info!(
-                target: "farmhand::access",
-                client = %peer.0, checkout = %used, files, bytes, elapsed_ms, "checkout"
-            );
-            Ok(Json(CheckoutAnswer { checkout_path: used.as_str().to_owned() }))
-        }
-        Err(error) => {
-            let error = ApiError::from(error);
-            tracing::info!(
-                target: "farmhand::access",
-                client = %peer.0, checkout = %wish, files, bytes, elapsed_ms,
-                status = error.status().as_u16(), reason = error.message(), "checkout failed"
-            );
-            Err(error)
-        }
     }
+}
+
+/// What a request for a checkout says, if it can be made.
+pub(super) fn to_checkout(
+    checkout_path: &str,
+    files: &[FileSpec],
+    max_files: usize,
+) -> Result<(CheckoutPath, Manifest), ApiError> {
+    let wish = checkout_path
+        .parse()
+        .map_err(|error| ApiError::bad_request(format!("checkoutPath: {error}")))?;
+    let manifest = Manifest::new(check_files(files, max_files)?)
+        .map_err(|error| ApiError::bad_request(format!("files: {error}")))?;
+    Ok((wish, manifest))
 }
 
 /// The whole body of a request that must be JSON.
@@ -260,12 +396,21 @@ pub(super) async fn read_json(
     Ok(JsonBody { bytes, _share: share })
 }
 
-pub(super) fn parse<T: DeserializeOwned>(body: &JsonBody) -> Result<T, ApiError> {
-    serde_json::from_slice(&body.bytes)
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // A list of its fields' values is an object, too, for serde.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::bad_request(
+            "the request is not as expected: it is a list, no object",
+        ));
+    }
+    serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("the request is not as expected: {error}")))
 }
 
-fn check_files(files: &[FileSpec], max: usize) -> Result<Vec<crate::domain::Entry>, ApiError> {
+pub(super) fn check_files(
+    files: &[FileSpec],
+    max: usize,
+) -> Result<Vec<crate::domain::Entry>, ApiError> {
     if files.len() > max {
         return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -310,7 +455,7 @@ async fn wrong_method(request: Request) -> ApiError {
     )
 }
 
-fn shown(uri: &Uri) -> String {
+pub(super) fn shown(uri: &Uri) -> String {
     uri.path().chars().take(200).collect()
 }
 

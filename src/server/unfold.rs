@@ -311,6 +311,63 @@ mod tests {
         assert_eq!(through(&input, &[3]), [b"\r\n\r\n", JOINED].concat());
     }
 
+    /// The same, without pieces: looks at the whole input, line by line.
+    fn reference(input: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut rest = input;
+        loop {
+            let blank = rest.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(rest.len());
+            out.extend(&rest[..blank]);
+            rest = &rest[blank..];
+            // The lines of the head with their ends; the last one is empty.
+            let mut lines: Vec<&[u8]> = Vec::new();
+            let mut left = rest;
+            while !matches!(lines.last(), Some(&b"\n" | &b"\r\n")) {
+                let Some(end) = left.iter().position(|&byte| byte == b'\n') else {
+                    out.extend(rest);
+                    return out;
+                };
+                lines.push(&left[..=end]);
+                left = &left[end + 1..];
+            }
+            let mut head: Vec<u8> = Vec::new();
+            for line in lines {
+                // A line that begins with white space goes on with the one before it.
+                if line[0] == b' ' || line[0] == b'\t' {
+                    for byte in
+                        head.iter_mut().rev().take_while(|byte| b"\r\n".contains(byte)).take(2)
+                    {
+                        *byte = b' ';
+                    }
+                }
+                head.extend(line);
+            }
+            let text: Vec<u8> = head.iter().map(|&b| if b.is_ascii() { b } else { b'?' }).collect();
+            let text = String::from_utf8(text).unwrap().to_lowercase();
+            out.extend(head);
+            let mut lengths = Vec::new();
+            for (name, value) in text.split('\n').skip(1).filter_map(|line| line.split_once(':')) {
+                match name {
+                    "content-length" => lengths.push(value.trim_matches([' ', '\t', '\r', '\x0c'])),
+                    "transfer-encoding" | "upgrade" => lengths.extend(["", ""]),
+                    _ => {}
+                }
+            }
+            let body = match lengths[..] {
+                [] => 0,
+                [digits] if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                    match digits.parse::<u64>() {
+                        Ok(length) => length.min(left.len() as u64) as usize,
+                        Err(_) => left.len(),
+                    }
+                }
+                _ => left.len(),
+            };
+            out.extend(&left[..body]);
+            rest = &left[body..];
+        }
+    }
+
     proptest! {
         /// Whatever comes in: the same number of bytes, and only white space ever differs.
         #[test]
@@ -328,6 +385,26 @@ mod tests {
             for (a, b) in input.iter().zip(&output) {
                 prop_assert!(a == b || (matches!(a, b'\r' | b'\n') && *b == b' '));
             }
+        }
+
+        /// However the bytes are cut, what comes out is what a simple program makes of all of them at once.
+        #[test]
+        fn the_pieces_make_no_difference(
+            parts in prop::collection::vec(prop_oneof![
+                8 => prop::sample::select(vec![
+                    "POST / HTTP/1.1\r\n", "GET /\n", "\r\n\r\n", "\r\n", "\n\n", "\n", "\r", " ", "\t",
+                    " folded\r\n", "X-Name: a\r\n", "X-Name: a\n", "Content-Length: 7\r\n",
+                    "content-length:0\n", "Content-Length: +1\r\n", "Content-Length:\r\n 12\r\n",
+                    "Content-Length: 7\r\n\r\n", "Content-Length: 18446744073709551616\r\n",
+                    "Content-Length : 3\r\n", "1234567", "Upgrade: h2c\r\n",
+                    "Transfer-Encoding: chunked\r\n",
+                ]).prop_map(|text| text.as_bytes().to_vec()),
+                1 => prop::collection::vec(any::<u8>(), 0..6),
+            ], 0..40),
+            pieces in prop::collection::vec(1usize..30, 1..5),
+        ) {
+            let input = parts.concat();
+            prop_assert_eq!(through(&input, &pieces), reference(&input));
         }
 
         #[test]

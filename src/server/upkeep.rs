@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::App;
+use super::{App, Job};
 use crate::store::{GcError, GcOptions, History, ScrubError, ScrubOptions, Work};
 
 /// What is done in the background, and when.
@@ -47,14 +47,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// How long the scrub in the background gives way to another one.
 const GIVES_WAY: Duration = Duration::from_secs(60);
 
-/// A kind of upkeep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Job {
-    Gc,
-    Scrub,
-    TempCleanup,
-}
-
 /// The scrub that goes on in the background, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Background(Mutex<Arc<Work>>);
@@ -74,6 +66,7 @@ impl Background {
 
 /// Notes that a job has succeeded just now.
 pub(super) fn succeeded(app: &App, job: Job) {
+    app.metrics.succeeded(job);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut history = app.history.lock().expect("BUG: no one panics with this lock");
     match job {

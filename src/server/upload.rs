@@ -4,74 +4,84 @@ use axum::{
     Extension,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use tokio::time::Instant;
 
 use super::{
     ApiError, App, Defer, Peer,
+    access_log::UploadRecord,
     body::{next_piece, pieces},
-    routes::{NamedBlob, millis},
+    metrics::{Counted, HoldEnd, UploadEnd},
+    routes::{NamedBlob, shown},
 };
 use crate::{
     domain::BlobId,
-    store::{Begin, Ticket},
-    wire,
+    store::{Begin, Received, Ticket},
+    wire::{self, Problem},
 };
 
-/// How an upload ended well.
-#[derive(Debug, Clone, Copy)]
-enum Outcome {
-    Stored,
-    AlreadyStored,
-    Deferred,
-}
-
-impl Outcome {
-    fn status(self) -> StatusCode {
-        match self {
-            Self::Stored => StatusCode::NO_CONTENT,
-            Self::AlreadyStored => StatusCode::ALREADY_REPORTED,
-            Self::Deferred => StatusCode::TOO_EARLY,
-        }
-    }
-}
-
+/// Send a file
+///
+/// Answers may come before the body has been read. A client that says it can defer is told so if
+/// somebody else is sending the same file; any other waits for the end of that.
+#[utoipa::path(
+    post, path = "/files/{sha}/{size}", operation_id = "shamanFileStore", tag = "shaman",
+    params(
+        ("sha" = String, Path, description = "SHA-256 of the content, as 64 lower-case hex digits"),
+        ("size" = u64, Path, description = "Size of the content in bytes"),
+        ("X-Shaman-Can-Defer-Upload" = Option<bool>, Header, description = "Whether the client goes on with other files if somebody else is sending this one"),
+        ("X-Shaman-Original-Filename" = Option<String>, Header, description = "The file's name on the client, as an encoded word (RFC 2047), for the log"),
+    ),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The content"),
+    responses(
+        (status = 204, description = "It is stored now"),
+        (status = 208, description = "It was stored already"),
+        (status = 400, description = "The path names no file, or the body broke off", body = Problem),
+        (status = 408, description = "No data came for too long", body = Problem),
+        (status = 417, description = "It is not what its name says: hash it again", body = Problem),
+        (status = 425, description = "Somebody else is sending it: go on with other files, then ask again", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+        (status = 507, description = "The storage is full", body = Problem),
+    )
+)]
 pub(super) async fn upload(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
-    NamedBlob(id): NamedBlob,
+    blob: Result<NamedBlob, ApiError>,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let start = Instant::now();
-    let name =
-        headers.get(wire::ORIGINAL_FILENAME).map(|value| wire::decode_filename(value.as_bytes()));
-    let result = receive(&app, id, &headers, body).await;
-    let name = name.as_deref().unwrap_or("-");
-    let elapsed_ms = millis(start.elapsed());
-    match result {
-        Ok(outcome) => {
-            tracing::info!(
-                target: "farmhand::access",
-                client = %peer.0, blob = %id, name, outcome = ?outcome, elapsed_ms, "upload"
-            );
-            match outcome {
-                Outcome::Deferred => ApiError::new(
-                    outcome.status(),
-                    "another client is sending this file: go on with others, then ask again",
-                )
-                .into_response(),
-                _ => outcome.status().into_response(),
+    let mut record = UploadRecord::new(app.clone(), peer.0);
+    let name = headers.get(wire::ORIGINAL_FILENAME);
+    record.name = name.map(|value| wire::decode_filename(value.as_bytes()));
+    record.blob = match &blob {
+        Ok(NamedBlob(id)) => id.to_string(),
+        Err(_) => shown(&uri).trim_start_matches("/files/").to_owned(),
+    };
+    let received = match blob {
+        Ok(NamedBlob(id)) => receive(&app, id, &headers, body, &mut record.bytes).await,
+        Err(error) => Err(error),
+    };
+    match received {
+        Ok(end) => {
+            let status = match end {
+                UploadEnd::AlreadyStored | UploadEnd::Absorbed => StatusCode::ALREADY_REPORTED,
+                UploadEnd::Deferred => StatusCode::TOO_EARLY,
+                _ => StatusCode::NO_CONTENT,
+            };
+            record.ended(end, status);
+            if end == UploadEnd::Deferred {
+                let message =
+                    "another client is sending this file: go on with others, then ask again";
+                return ApiError::new(status, message).into_response();
             }
+            status.into_response()
         }
         Err(error) => {
-            tracing::info!(
-                target: "farmhand::access",
-                client = %peer.0, blob = %id, name, status = error.status().as_u16(),
-                reason = error.message(), elapsed_ms, "upload failed"
-            );
+            record.failed(&error);
             error.into_response()
         }
     }
@@ -82,9 +92,11 @@ async fn receive(
     id: BlobId,
     headers: &HeaderMap,
     body: Body,
-) -> Result<Outcome, ApiError> {
+    bytes: &mut u64,
+) -> Result<UploadEnd, ApiError> {
     let promised = hyper::body::Body::size_hint(&body).exact();
     if promised.is_some_and(|length| length != id.size_bytes) {
+        app.metrics.wrong_size();
         return Err(ApiError::new(
             StatusCode::EXPECTATION_FAILED,
             format!(
@@ -96,10 +108,11 @@ async fn receive(
     }
     let ticket = match begin(app, id, may_defer(app, headers)).await? {
         Ok(ticket) => ticket,
-        Err(outcome) => return Ok(outcome),
+        Err(end) => return Ok(end),
     };
-    store(app, ticket, body).await?;
-    Ok(Outcome::Stored)
+    let received = store(app, ticket, body, bytes).await?;
+    app.metrics.stored(id.size_bytes, received.synced);
+    Ok(UploadEnd::Stored)
 }
 
 fn may_defer(app: &App, headers: &HeaderMap) -> bool {
@@ -123,16 +136,29 @@ async fn begin(
     app: &App,
     id: BlobId,
     may_defer: bool,
-) -> Result<Result<Ticket, Outcome>, ApiError> {
+) -> Result<Result<Ticket, UploadEnd>, ApiError> {
     let deadline = Instant::now() + app.options.hold;
+    let mut held = false;
     loop {
         let store = app.store.clone();
         match app.exec.blocking(move || store.begin(id)).await? {
-            Begin::Stored => return Ok(Err(Outcome::AlreadyStored)),
-            Begin::Receive(ticket) => return Ok(Ok(ticket)),
-            Begin::Busy(_) if may_defer => return Ok(Err(Outcome::Deferred)),
+            Begin::Stored if held => {
+                app.metrics.hold_ended(HoldEnd::Absorbed);
+                return Ok(Err(UploadEnd::Absorbed));
+            }
+            Begin::Stored => return Ok(Err(UploadEnd::AlreadyStored)),
+            Begin::Receive(ticket) => {
+                if held {
+                    app.metrics.hold_ended(HoldEnd::TookOver);
+                }
+                return Ok(Ok(ticket));
+            }
+            Begin::Busy(_) if may_defer => return Ok(Err(UploadEnd::Deferred)),
             Begin::Busy(flight) => {
+                held = true;
+                let _waiting = Counted::new(&app.metrics.uploads_waiting);
                 if tokio::time::timeout_at(deadline, flight.ended()).await.is_err() {
+                    app.metrics.hold_ended(HoldEnd::Beside);
                     return Ok(Ok(app.store.join(id)));
                 }
             }
@@ -140,10 +166,16 @@ async fn begin(
     }
 }
 
-/// Hands the body to a thread that stores it. If this future is dropped, because the client is
-/// gone, the thread sees the end of the body and cleans up.
-async fn store(app: &App, ticket: Ticket, mut body: Body) -> Result<(), ApiError> {
+/// Hands the body to a thread that stores it, counting its `bytes`. If this future is dropped, because
+/// the client is gone, the thread sees the end of the body and cleans up.
+async fn store(
+    app: &App,
+    ticket: Ticket,
+    mut body: Body,
+    bytes: &mut u64,
+) -> Result<Received, ApiError> {
     let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
+    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
     let (sender, mut reader) = pieces();
     let receiving = app.exec.blocking(move || {
         let _permit = permit;
@@ -153,6 +185,8 @@ async fn store(app: &App, ticket: Ticket, mut body: Body) -> Result<(), ApiError
     let idle = app.options.body_timeout;
     let feeding = async move {
         while let Some(piece) = next_piece(&mut body, idle).await? {
+            *bytes += piece.len() as u64;
+            app.metrics.received_bytes.inc_by(piece.len() as u64);
             // The receiver has seen enough; what it says is the answer.
             if sender.send(piece).await.is_err() {
                 break;
@@ -163,5 +197,5 @@ async fn store(app: &App, ticket: Ticket, mut body: Body) -> Result<(), ApiError
     let (received, fed) = tokio::join!(receiving, feeding);
     // A body that broke off is why the blob is not whole, and the better answer.
     fed?;
-    Ok(received?)
+    Ok(received.inspect_err(|error| app.metrics.not_received(error))?)
 }

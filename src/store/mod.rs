@@ -31,7 +31,7 @@ pub use gc::{GcError, GcOptions, MIN_AGE};
 pub use holders::EraseError;
 pub use inflight::Flight;
 pub use materialize::ModeError;
-pub use receive::ReceiveError;
+pub use receive::{ReceiveError, Received};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
 pub use walk::Work;
 
@@ -62,6 +62,19 @@ pub enum Reserve {
     Bytes(u64),
     /// So many hundredths of the file system.
     Percent(f64),
+}
+
+/// The room in a store's file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Its size.
+    pub total_bytes: u64,
+    /// What may still be written.
+    pub free_bytes: u64,
+    /// What of that is kept free.
+    pub reserve_bytes: u64,
+    /// What uploads that have begun have still to write.
+    pub admitted_bytes: u64,
 }
 
 /// How a store behaves.
@@ -178,30 +191,40 @@ impl Store {
         self.lock.lock().expect("BUG: no one panics with this lock").note(text)
     }
 
+    /// How much room there is, and for what; `None` where that cannot be asked.
+    ///
+    /// # Errors
+    /// If the file system does not answer.
+    pub fn room(&self) -> Result<Option<Room>, DiskError> {
+        let admitted_bytes = self.admitted_bytes.load(Relaxed);
+        let Some(space) = Space::of(&self.layout.uploading())? else { return Ok(None) };
+        let reserve_bytes = match self.options.reserve {
+            Reserve::Bytes(bytes) => bytes,
+            Reserve::Percent(percent) => (space.total_bytes as f64 * percent / 100.0) as u64,
+        };
+        let Space { total_bytes, free_bytes } = space;
+        Ok(Some(Room { total_bytes, free_bytes, reserve_bytes, admitted_bytes }))
+    }
+
     /// Whether the uploads that have begun leave the reserve free.
     ///
     /// # Errors
     /// If not ([`DiskError::is_full`]), or if the file system cannot say.
     pub fn has_room(&self) -> Result<(), DiskError> {
-        let more_bytes = self.admitted_bytes.load(Relaxed);
-        let uploading = self.layout.uploading();
-        let Some(space) = Space::of(&uploading)? else { return Ok(()) };
-        let reserve_bytes = match self.options.reserve {
-            Reserve::Bytes(bytes) => bytes,
-            Reserve::Percent(percent) => (space.total_bytes as f64 * percent / 100.0) as u64,
-        };
-        if space.free_bytes.saturating_sub(more_bytes) >= reserve_bytes
-            && space.free_bytes >= more_bytes
+        let Some(room) = self.room()? else { return Ok(()) };
+        if room.free_bytes.saturating_sub(room.admitted_bytes) >= room.reserve_bytes
+            && room.free_bytes >= room.admitted_bytes
         {
             return Ok(());
         }
         let mib = |bytes: u64| bytes / (1 << 20);
-        let (free, kept, more) = (mib(space.free_bytes), mib(reserve_bytes), mib(more_bytes));
+        let (free, kept, more) =
+            (mib(room.free_bytes), mib(room.reserve_bytes), mib(room.admitted_bytes));
         let reason = format!(
             "{free} MiB are free, {kept} MiB are kept in reserve, and {more} MiB are still to come"
         );
         let source = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
-        Err(DiskError { op: "store more in", path: uploading, source })
+        Err(DiskError { op: "store more in", path: self.layout.uploading(), source })
     }
 
     /// Makes the names in a directory durable, if that is what the store promises.

@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -50,13 +50,20 @@ pub enum ReceiveError {
     Disk(#[from] DiskError),
 }
 
+/// A blob that was received and stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Received {
+    /// How long it took to make content and name durable; nothing where nothing is synced.
+    pub synced: Duration,
+}
+
 impl Ticket {
     /// Reads the body to its end, and stores it if it is what the blob's name says. When this
     /// returns `Ok`, the blob is on the disk, and would be after a power cut.
     ///
     /// # Errors
     /// If the body is something else, breaks off, or the file system refuses. The store is as before.
-    pub fn receive(mut self, body: &mut dyn BufRead) -> Result<(), ReceiveError> {
+    pub fn receive(mut self, body: &mut dyn BufRead) -> Result<Received, ReceiveError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let store = self.store.clone();
         let layout = &store.layout;
@@ -96,9 +103,11 @@ impl Ticket {
         }
 
         let (dir, file) = layout.blob(&self.id);
+        let start = Instant::now();
         if self.store.options.durability == Durability::Full {
             temp.sync()?;
         }
+        let mut synced = start.elapsed();
         let unsynced = || self.store.unsynced.lock().expect("BUG: no one panics with this lock");
         unsynced().insert(self.id);
         let published = {
@@ -113,12 +122,14 @@ impl Ticket {
                 return Err(error.into());
             }
         }
+        let start = Instant::now();
         self.store.sync_dir(&dir)?;
         // Also when the directory was there: whoever made it may not have come this far.
         self.store.sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
         unsynced().remove(&self.id);
+        synced += start.elapsed();
         self.stored = true;
-        Ok(())
+        Ok(Received { synced })
     }
 }
 

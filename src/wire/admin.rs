@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{Digest, report::Done};
 
 /// Body of `POST gc`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GcRequest {
     /// Only say what would be removed.
@@ -15,7 +15,7 @@ pub struct GcRequest {
 }
 
 /// Body of `POST scrub`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScrubRequest {
     /// Bytes per second at most; as fast as it goes if it is left out.
@@ -25,7 +25,7 @@ pub struct ScrubRequest {
 }
 
 /// Body of `POST verify`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VerifyRequest {
     /// The checkout; all of them if it is left out.
@@ -35,9 +35,10 @@ pub struct VerifyRequest {
 }
 
 /// Answer to `PUT` and `DELETE pins/{sha}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PinAnswer {
     /// The digest.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// Whether it is pinned now.
     pub pinned: bool,
@@ -46,9 +47,10 @@ pub struct PinAnswer {
 }
 
 /// Answer to `GET pins`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PinsAnswer {
     /// All pinned digests.
+    #[schema(value_type = Vec<String>)]
     pub pins: Vec<Digest>,
 }
 

@@ -1,13 +1,16 @@
 //! JSON bodies. Field names and shapes are those of Flamenco's OpenAPI document.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::domain::{BlobId, BlobStatus, DigestError, Entry, PathError, RelPath};
 
 /// One file as a client lists it: unchecked text and number.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanFileSpec)]
 pub struct FileSpec {
     /// SHA-256 as 64 lower-case hex digits.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     pub sha: String,
     /// Size in bytes.
     pub size: u64,
@@ -61,16 +64,19 @@ impl From<&Entry> for FileSpec {
 }
 
 /// Body of `POST checkout/requirements`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanRequirementsRequest)]
 pub struct RequirementsRequest {
     /// All files of the checkout to be.
     pub files: Vec<FileSpec>,
 }
 
 /// One file that the server still needs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanFileSpecWithStatus)]
 pub struct FileStatus {
     /// SHA-256 as asked for.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     pub sha: String,
     /// Size in bytes, as asked for.
     pub size: u64,
@@ -81,14 +87,16 @@ pub struct FileStatus {
 }
 
 /// Answer to `POST checkout/requirements`: what must still be sent, each blob once.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanRequirementsResponse)]
 pub struct RequirementsAnswer {
     /// The files to send.
     pub files: Vec<FileStatus>,
 }
 
 /// Body of `POST checkout/create`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanCheckout)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckoutRequest {
     /// The name wished for, relative to the checkout directory.
@@ -98,7 +106,8 @@ pub struct CheckoutRequest {
 }
 
 /// Answer to `POST checkout/create`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanCheckoutResult)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckoutAnswer {
     /// The name really used.
@@ -106,14 +115,16 @@ pub struct CheckoutAnswer {
 }
 
 /// Answer to `GET files/{sha}/{size}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ShamanSingleFileStatus)]
 pub struct StatusAnswer {
     /// What the server knows of the blob.
     pub status: BlobStatus,
 }
 
 /// The body of every answer that is an error.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Error)]
 pub struct Problem {
     /// The HTTP status again.
     pub code: u16,

@@ -228,6 +228,8 @@ fn json_that_is_none_or_something_else() {
         format!("{text}x"),
         "null".into(),
         "[]".into(),
+        "[\"new\",[]]".into(),
+        "[[]]".into(),
         "{}".into(),
         "\"text\"".into(),
         "1".into(),

@@ -596,6 +596,13 @@ fn conformance_prints_a_table_and_fails_if_a_check_does() {
     let answer = home.run(&["conformance", &server.url, "--json", "--expendable-server"]).json();
     assert_eq!(answer["holds"], true);
     assert!(answer["checks"].as_array().unwrap().iter().all(|check| check["outcome"] == "holds"));
+    let answer = home.run(&["conformance", &server.url, "--json", "--level", "strict"]).json();
+    for check in answer["checks"].as_array().unwrap() {
+        let expected = if check["level"] == "hostile" { "skipped" } else { "holds" };
+        assert_eq!(check["outcome"], expected, "{check}");
+    }
+    let ran = home.run(&["conformance", &server.url, "--level", "hostile"]);
+    ran.fails(2, &["hostile", "--expendable-server"]);
     // A server whose store cannot be written to any more.
     let stored = home.path().join("served/file-store/uploading");
     fs::remove_dir(&stored).unwrap();

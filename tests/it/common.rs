@@ -179,6 +179,8 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
+    /// The lines of its head, as they came.
+    pub head: String,
     pub body: Vec<u8>,
 }
 
@@ -221,7 +223,9 @@ impl Connection {
         }
         let status = line.split(' ').nth(1)?.parse().ok()?;
         let (mut length, mut is_chunked) = (0, false);
+        let mut head = String::new();
         loop {
+            head.push_str(&line);
             line.clear();
             self.reader.read_line(&mut line).ok()?;
             let Some((name, value)) = line.trim_end().split_once(": ") else { break };
@@ -231,7 +235,7 @@ impl Connection {
             is_chunked |= name.eq_ignore_ascii_case("transfer-encoding");
         }
         let body = if is_chunked { self.chunks()? } else { self.exactly(length)? };
-        Some(Answer { status, body })
+        Some(Answer { status, head, body })
     }
 
     fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
@@ -354,15 +358,14 @@ pub struct ServerProcess {
 
 impl ServerProcess {
     pub fn start(home: &Path, storage: &Path, arguments: &[&str]) -> Self {
-        let mut child = farmhand(home)
-            .arg("serve")
-            .args(["--listen", "127.0.0.1:0", "--storage"])
-            .arg(storage)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command = farmhand(home);
+        command.arg("serve").args(["--listen", "127.0.0.1:0", "--storage"]).arg(storage);
+        Self::spawn(command.args(arguments).stderr(Stdio::null()))
+    }
+
+    /// Waits until it says where it is.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
         assert!(url.starts_with("http://127.0.0.1:"), "{url:?}");

@@ -374,7 +374,7 @@ impl Model {
     fn promise(&mut self, line: &Value, storage: &str) {
         let fields = &line["fields"];
         let paths = match (fields["message"].as_str().unwrap(), fields["outcome"].as_str()) {
-            ("upload", Some("Stored" | "AlreadyStored")) => {
+            ("upload", Some("stored" | "already_stored" | "absorbed")) => {
                 let (sha, size) = fields["blob"].as_str().unwrap().split_once('/').unwrap();
                 vec![format!("{storage}/file-store/stored/{}/{}/{size}.blob", &sha[..2], &sha[2..])]
             }

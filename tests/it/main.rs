@@ -5,6 +5,7 @@
 // `clippy.toml` allows this in test functions, but not in what they share.
 #![allow(clippy::unwrap_used)]
 
+mod access_log;
 mod addon;
 mod bad_input;
 mod cli;
@@ -12,7 +13,11 @@ mod common;
 
 mod conformance;
 mod crash;
+mod disk_full;
+mod fuzz;
 mod layering;
+mod metrics;
+mod openapi;
 mod races;
 mod server;
 mod shutdown;

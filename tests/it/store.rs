@@ -139,7 +139,7 @@ fn gc_removes_what_nobody_needs_and_keeps_the_rest() {
     assert_eq!(server.status(b"garbage"), "unknown");
     assert_eq!(server.upload(b"garbage").status, 204);
     // Once it is erased and unpinned, all of it may go but what is young.
-    assert_eq!(server.admin("DELETE", "checkouts/shows/a", Value::Null).status, 200);
+    assert_eq!(server.admin("DELETE", "checkouts?path=shows/a", Value::Null).status, 200);
     fs::remove_file(jobs.join("other")).unwrap();
     fs::remove_dir_all(jobs.join(".farmhand-building/half")).unwrap();
     server.admin("DELETE", &format!("pins/{}", sha(b"pinned")), Value::Null);
@@ -231,7 +231,7 @@ fn gc_never_takes_what_was_said_to_be_there() {
             let body = json!({ "checkoutPath": name, "files": files });
             assert_eq!(server.post_json("checkout/create", &body).status, 200);
             assert_eq!(tree(&server.storage().join("jobs").join(&name)).len(), contents.len());
-            server.admin("DELETE", &format!("checkouts/{name}"), Value::Null);
+            server.admin("DELETE", &format!("checkouts?path={name}"), Value::Null);
         }
         stop.store(true, Relaxed);
         collecting.join().unwrap()
@@ -284,7 +284,7 @@ fn why_says_what_keeps_a_blob() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let needed = held["blobs"][0]["needed_s"].as_u64().unwrap();
     assert!(now - needed < 100);
-    server.admin("DELETE", "checkouts/shows/a", Value::Null);
+    server.admin("DELETE", "checkouts?path=shows/a", Value::Null);
     assert_eq!(why(b"held")["blobs"][0]["may_go_s"], needed + 31 * 86_400);
     server.admin("PUT", &format!("pins/{}", sha(b"held")), Value::Null);
     let pinned = why(b"held");
@@ -337,16 +337,16 @@ fn checkouts_are_listed_weighed_checked_and_erased() {
     server.admin("POST", "verify", json!({ "checkout": "show" })).is_error(404, "no checkout");
 
     server
-        .admin("DELETE", "checkouts/show", Value::Null)
+        .admin("DELETE", "checkouts?path=show", Value::Null)
         .is_error(409, "there are checkouts in it");
-    server.admin("DELETE", "checkouts/no", Value::Null).is_error(404, "there is no checkout");
+    server.admin("DELETE", "checkouts?path=no", Value::Null).is_error(404, "there is no checkout");
     server
-        .admin("DELETE", "checkouts/.farmhand-building", Value::Null)
+        .admin("DELETE", "checkouts?path=.farmhand-building", Value::Null)
         .is_error(404, "no checkout");
-    server.admin("DELETE", "checkouts/a/%2e%2e/empty", Value::Null).is_error(400, "checkout");
-    let erased = server.admin("DELETE", "checkouts/show/a", Value::Null).json();
+    server.admin("DELETE", "checkouts?path=a/%2e%2e/empty", Value::Null).is_error(400, "checkout");
+    let erased = server.admin("DELETE", "checkouts?path=show/a", Value::Null).json();
     assert_eq!(erased, json!({ "path": "show/a", "files": 3, "directories": 2 }));
-    let erased = server.admin("DELETE", "checkouts/show/b", Value::Null).json();
+    let erased = server.admin("DELETE", "checkouts?path=show/b", Value::Null).json();
     assert_eq!(erased, json!({ "path": "show/b", "files": 2, "directories": 4 }), "and `show`");
     assert!(!server.storage().join("jobs/show").exists());
     assert_eq!(server.status(b"common"), "stored");

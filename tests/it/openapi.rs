@@ -1,0 +1,335 @@
+//! The OpenAPI document says what the server does: no more routes, no fewer, and answers as described.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
+
+use farmhand::server::Options;
+use serde_json::{Value, json};
+
+use super::common::*;
+
+const METHODS: [&str; 5] = ["get", "post", "put", "delete", "patch"];
+
+fn document(server: &TestServer) -> Value {
+    let answer = server.connect().get("/api/v3/openapi3.json");
+    assert_eq!(answer.status, 200);
+    assert!(answer.head.contains("content-type: application/json\r\n"), "{}", answer.head);
+    answer.json()
+}
+
+/// All (path, method, operation).
+fn operations(document: &Value) -> Vec<(&str, &str, &Value)> {
+    let paths = document["paths"].as_object().unwrap();
+    let all = paths.iter().flat_map(|(path, item)| {
+        let item = item.as_object().unwrap();
+        item.iter().map(move |(method, operation)| (path.as_str(), method.as_str(), operation))
+    });
+    all.collect()
+}
+
+/// Calls `seen` with everything that is anywhere below a key of this name.
+fn each<'a>(value: &'a Value, key: &str, seen: &mut dyn FnMut(&'a Value)) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if name == key {
+                    seen(value);
+                }
+                each(value, key, seen);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| each(item, key, seen)),
+        _ => {}
+    }
+}
+
+#[test]
+fn it_is_well_formed_and_has_the_names_that_clients_generate_code_from() {
+    let server = TestServer::start();
+    let document = document(&server);
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let mut refs = BTreeSet::new();
+    each(&document, "$ref", &mut |target| {
+        let target = target.as_str().unwrap();
+        let found = document.pointer(target.strip_prefix('#').unwrap());
+        assert!(found.is_some_and(Value::is_object), "{target} is not there");
+        refs.insert(target.rsplit('/').next().unwrap());
+    });
+    let schemas: BTreeSet<_> =
+        document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(refs, schemas, "schemas that nothing refers to");
+    for name in [
+        "Error",
+        "ShamanCheckout",
+        "ShamanCheckoutResult",
+        "ShamanFileSpec",
+        "ShamanFileSpecWithStatus",
+        "ShamanFileStatus",
+        "ShamanRequirementsRequest",
+        "ShamanRequirementsResponse",
+        "ShamanSingleFileStatus",
+    ] {
+        assert!(schemas.contains(name), "{name}");
+    }
+    let mut ids = BTreeMap::new();
+    for (path, method, operation) in operations(&document) {
+        let id = operation["operationId"].as_str().unwrap();
+        assert_eq!(ids.insert(id, (path, method)), None, "{id} is there twice");
+        let named: BTreeSet<_> = operation["parameters"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|parameter| parameter["in"] == "path")
+            .map(|parameter| {
+                assert_eq!(parameter["required"], true);
+                parameter["name"].as_str().unwrap()
+            })
+            .collect();
+        let in_path: BTreeSet<_> =
+            path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+        assert_eq!(named, in_path, "{path}");
+        for (code, answer) in operation["responses"].as_object().unwrap() {
+            assert!((200..600).contains(&code.parse::<u16>().unwrap()), "{code}");
+            assert!(!answer["description"].as_str().unwrap().is_empty());
+        }
+    }
+    for (id, path, method) in [
+        ("shamanFileStoreCheck", "/api/v3/shaman/files/{sha}/{size}", "get"),
+        ("shamanFileStore", "/api/v3/shaman/files/{sha}/{size}", "post"),
+        ("shamanCheckoutRequirements", "/api/v3/shaman/checkout/requirements", "post"),
+        ("shamanCheckout", "/api/v3/shaman/checkout/create", "post"),
+    ] {
+        assert_eq!(ids[id], (path, method));
+    }
+}
+
+#[test]
+fn it_lists_what_is_served_and_nothing_else() {
+    let server = TestServer::start();
+    let document = document(&server);
+    let content = random(10);
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let real = path.replace("{sha}", &sha(&content)).replace("{size}", "10");
+        // For parameters of routes that are still to come.
+        let real: Vec<_> =
+            real.split('/').map(|part| if part.starts_with('{') { "1" } else { part }).collect();
+        let real = real.join("/");
+        for method in METHODS {
+            let mut connection = server.connect();
+            let head = post_head(&real, "", 0);
+            let text = String::from_utf8(head).unwrap();
+            connection.send(text.replacen("POST", &method.to_uppercase(), 1).as_bytes());
+            let status = connection.answer().status;
+            if item.get(method).is_some() {
+                assert!(!matches!(status, 404 | 405), "{method} {real} is listed: {status}");
+            } else {
+                assert_eq!(status, 405, "{method} {real} is not listed");
+            }
+        }
+    }
+    // What is not listed cannot be asked for; so no route may be registered beside the list.
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server");
+    for file in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        let source = fs::read_to_string(&file).unwrap();
+        for way in [".route(", ".route_service(", ".nest_service("] {
+            assert!(!source.contains(way), "{}: {way} leaves the list out", file.display());
+        }
+    }
+}
+
+/// Whether a value is as a schema says; knows what our schemas use, and fails on anything else.
+fn matches(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
+    for (keyword, says) in schema.as_object().ok_or("no schema")? {
+        let holds = match keyword.as_str() {
+            "$ref" => {
+                let target = document.pointer(&says.as_str().unwrap()[1..]).unwrap();
+                matches(document, target, value)?;
+                true
+            }
+            "type" => match says.as_str().unwrap() {
+                "object" => value.is_object(),
+                "array" => value.is_array(),
+                "string" => value.is_string(),
+                "integer" => value.is_u64() || value.is_i64(),
+                "boolean" => value.is_boolean(),
+                other => return Err(format!("unknown type {other}")),
+            },
+            "required" => says
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|name| value.get(name.as_str().unwrap()).is_some()),
+            "properties" => {
+                let known = says.as_object().unwrap();
+                for (name, value) in value.as_object().ok_or("no object")? {
+                    let schema = known.get(name).ok_or(format!("{name} is not described"))?;
+                    matches(document, schema, value).map_err(|error| format!("{name}: {error}"))?;
+                }
+                true
+            }
+            "items" => {
+                for item in value.as_array().ok_or("no list")? {
+                    matches(document, says, item)?;
+                }
+                true
+            }
+            "enum" => says.as_array().unwrap().contains(value),
+            "minimum" => value.as_f64() >= says.as_f64(),
+            "pattern" => {
+                assert_eq!(says, "^[0-9a-f]{64}$");
+                value.as_str().is_some_and(|text| text.parse::<farmhand::domain::Digest>().is_ok())
+            }
+            "description" | "format" => true,
+            other => return Err(format!("unknown keyword {other}")),
+        };
+        if !holds {
+            return Err(format!("{value} is not {keyword} {says}"));
+        }
+    }
+    Ok(())
+}
+
+/// The answers of a server, held against its document.
+struct Checked<'a> {
+    document: &'a Value,
+    /// (operation, code) that have been seen.
+    seen: BTreeSet<(String, String)>,
+}
+
+impl Checked<'_> {
+    #[track_caller]
+    fn check(&mut self, operation: &str, answer: &Answer) {
+        let described = operations(self.document)
+            .into_iter()
+            .find(|(_, _, described)| described["operationId"] == operation);
+        let responses = &described.unwrap().2["responses"];
+        let code = answer.status.to_string();
+        let response = responses.get(&code).unwrap_or_else(|| panic!("{operation}: {answer:?}"));
+        self.seen.insert((operation.to_owned(), code));
+        let kind = answer
+            .head
+            .lines()
+            .find_map(|line| line.to_lowercase().strip_prefix("content-type: ").map(str::to_owned));
+        let Some(content) = response.get("content") else {
+            assert_eq!((kind, answer.body.len()), (None, 0), "{operation}");
+            return;
+        };
+        let (described, schema) = content.as_object().unwrap().iter().next().unwrap();
+        assert_eq!(kind.unwrap().split(';').next().unwrap(), described, "{operation}");
+        if described == "application/json" {
+            matches(self.document, &schema["schema"], &answer.json()).unwrap();
+        }
+        if answer.status >= 400 {
+            assert_eq!(answer.json()["code"], answer.status);
+        }
+    }
+}
+
+#[test]
+fn answers_are_as_it_describes_them() {
+    let options =
+        Options { body_timeout: Duration::from_millis(100), max_files: 10, ..Options::default() };
+    let server = TestServer::with(options);
+    let document = document(&server);
+    let mut checked = Checked { document: &document, seen: BTreeSet::new() };
+    for (operation, path) in [
+        ("getOpenAPI", "/api/v3/openapi3.json"),
+        ("getHealth", "/healthz"),
+        ("getReadiness", "/readyz"),
+        ("getMetrics", "/metrics"),
+    ] {
+        checked.check(operation, &server.connect().get(path));
+    }
+    let (content, other) = (random(1000), random(2000));
+    let at = |content: &[u8]| format!("/api/v3/shaman/files/{}", address(content));
+    let ask = |path: &str| server.connect().get(path);
+    checked.check("shamanFileStoreCheck", &ask(&at(&content)));
+    for _ in 0..2 {
+        checked.check("shamanFileStore", &server.upload(&content));
+    }
+    checked.check("shamanFileStoreCheck", &ask(&at(&content)));
+    checked.check("shamanFileStoreCheck", &ask("/api/v3/shaman/files/short/1"));
+    let wrong = server.connect().post(&at(&other), "", &content);
+    checked.check("shamanFileStore", &wrong);
+    checked.check("shamanFileStore", &server.connect().post("/api/v3/shaman/files/x/1", "", b"x"));
+
+    let files = json!([file(&content, "a"), file(&other, "b")]);
+    let required = server.post_json("checkout/requirements", &json!({ "files": files, "more": 1 }));
+    assert_eq!(required.json()["files"].as_array().unwrap().len(), 1);
+    checked.check("shamanCheckoutRequirements", &required);
+    let many: Vec<_> = (0..11).map(|i| file(&content, &i.to_string())).collect();
+    let create = |path: &str, files: Value| {
+        let body = json!({ "checkoutPath": path, "files": files });
+        server.post_json("checkout/create", &body)
+    };
+    checked.check("shamanCheckout", &create("x", files));
+    checked.check("shamanCheckout", &create("x", json!([file(&content, "a")])));
+    checked.check("shamanCheckout", &create("x/y", json!([])));
+    checked.check("shamanCheckout", &create("..", json!([])));
+    checked.check("shamanCheckout", &create("x", json!(many)));
+    let body = json!({ "files": many });
+    checked.check("shamanCheckoutRequirements", &server.post_json("checkout/requirements", &body));
+    for (operation, call) in
+        [("shamanCheckoutRequirements", "requirements"), ("shamanCheckout", "create")]
+    {
+        checked.check(operation, &server.post_json(&format!("checkout/{call}"), &json!({})));
+        let path = format!("/api/v3/shaman/checkout/{call}");
+        checked.check(operation, &server.connect().post(&path, "", b"{}"));
+        let mut silent = server.connect();
+        silent.send(&post_head(&path, "Content-Type: application/json\r\n", 10));
+        checked.check(operation, &silent.answer());
+    }
+
+    // Somebody else sends it, and then stands still.
+    let mut sender = server.connect();
+    sender.half_upload(&other, "");
+    server.until_status(&other, "uploading");
+    let defers = "X-Shaman-Can-Defer-Upload: True\r\nUser-Agent: somebody\r\n";
+    checked.check("shamanFileStore", &server.connect().upload(&other, defers));
+    checked.check("shamanFileStore", &sender.answer());
+    // More than any disk has.
+    let mut huge = server.connect();
+    let size = 1_u64 << 60;
+    huge.send(&post_head(&format!("/api/v3/shaman/files/{}/{size}", sha(b"x")), "", size));
+    checked.check("shamanFileStore", &huge.answer());
+    // A disk in disorder.
+    let prefix = server.storage().join("file-store/stored").join(&sha(&other)[..2]);
+    if fs::remove_dir(&prefix).is_err() {
+        fs::remove_dir_all(&prefix).unwrap();
+    }
+    fs::write(&prefix, "no directory").unwrap();
+    let files = json!([file(&other, "a")]);
+    checked.check("shamanFileStoreCheck", &ask(&at(&other)));
+    checked.check("shamanFileStore", &server.upload(&other));
+    let body = json!({ "files": files });
+    checked.check("shamanCheckoutRequirements", &server.post_json("checkout/requirements", &body));
+    checked.check("shamanCheckout", &create("z", files));
+    // No room.
+    let reserve = farmhand::store::Reserve::Percent(100.0);
+    let full = farmhand::store::Options { reserve, ..Default::default() };
+    let full = TestServer::with_store(Options::default(), full);
+    checked.check("getReadiness", &full.connect().get("/readyz"));
+
+    // Every code that is described has been seen, but for these, which need a full disk and minutes.
+    let unseen: Vec<_> = operations(&document)
+        .into_iter()
+        .flat_map(|(_, _, operation)| {
+            let id = operation["operationId"].as_str().unwrap();
+            let codes = operation["responses"].as_object().unwrap().keys();
+            codes.map(move |code| (id.to_owned(), code.clone()))
+        })
+        .filter(|described| !checked.seen.contains(described))
+        .map(|(operation, code)| format!("{operation} {code}"))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    assert_eq!(
+        unseen,
+        ["shamanCheckout 503", "shamanCheckout 507", "shamanCheckoutRequirements 503"]
+    );
+}
