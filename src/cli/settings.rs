@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -487,6 +488,9 @@ impl Settings {
     pub fn server_options(&self) -> server::Options {
         let serve = &self.values.serve;
         server::Options {
+            // Who runs the server says who may do what.
+            access: Arc::default(),
+            tls: None,
             defer: serve.defer,
             hold: serve.hold.0,
             create_wait: serve.create_wait.0,

@@ -1,9 +1,12 @@
 //! The store over HTTP: the Shaman endpoints, `/healthz`, and connections that withstand real clients.
 
+mod access;
 mod body;
 mod connection;
 mod error;
 mod routes;
+mod tls;
+mod tokens;
 mod unfold;
 mod upload;
 
@@ -19,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{exec::Exec, store::Store};
 
+pub use access::{Access, Anonymous};
 pub use error::ApiError;
+pub use tls::{Tls, TlsError};
+pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};
 
 /// When an upload of a blob that somebody else is sending is answered 425.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -38,6 +44,10 @@ pub enum Defer {
 /// How the server behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Who may do what.
+    pub access: Arc<Access>,
+    /// The certificate; without one, plain HTTP is spoken.
+    pub tls: Option<Arc<Tls>>,
     /// When 425 is answered.
     pub defer: Defer,
     /// How long a client is held while somebody else sends its blob; then it may send it itself.
@@ -65,6 +75,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            access: Arc::default(),
+            tls: None,
             defer: Defer::Auto,
             hold: Duration::from_secs(30),
             create_wait: Duration::from_secs(60),
@@ -151,7 +163,7 @@ async fn accept(listener: TcpListener, app: App, router: Router, shutdown: Cance
         };
         match accepted {
             Ok((permit, (stream, peer))) => {
-                let serve = connection::serve(
+                let serve = connection::start(
                     stream,
                     peer_of(peer),
                     app.clone(),

@@ -4,12 +4,14 @@
 
 mod bodies;
 mod filename;
+mod token;
 
 pub use bodies::{
     BadFile, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
     RequirementsRequest, StatusAnswer,
 };
 pub use filename::{decode_filename, encode_filename};
+pub use token::{TOKEN_PREFIX, hide_tokens, split_token};
 
 /// The path all Shaman endpoints share, without a slash at its end.
 pub const SHAMAN: &str = "/api/v3/shaman";
