@@ -1,5 +1,7 @@
 //! `farmhand conformance URL`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::json;
 
@@ -7,8 +9,12 @@ use super::{
     Context,
     exit::{Exit, Failure},
     print, print_json,
+    settings::Overrides,
 };
-use crate::conformance::{self, Target, Verdict};
+use crate::{
+    conformance::{self, Target, Verdict},
+    wire::hide_tokens,
+};
 
 /// Check how well a server speaks Shaman
 ///
@@ -19,14 +25,22 @@ pub(super) struct Conformance {
     /// The server, like http://farm:8080/
     url: String,
 
+    /// Trust these root certificates (PEM) too
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
     /// Also send paths that might make a bad server overwrite its own files
     #[arg(long)]
     expendable_server: bool,
 }
 
 impl Conformance {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        overrides.set_path("ca", "--ca", self.ca.as_ref());
+    }
+
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        let target = Target::new(&self.url)?;
+        let target = Target::with(&self.url, context.settings.client_options()?)?;
         let results = tokio::select! {
             results = conformance::run(&target, self.expendable_server) => results?,
             () = super::session::interrupted() => return Err(Failure::interrupted()),
@@ -35,7 +49,7 @@ impl Conformance {
         if context.json {
             print_json(&json!({
                 "schema": "farmhand.conformance/1",
-                "url": self.url,
+                "url": hide_tokens(&self.url),
                 "holds": failed == 0,
                 "checks": results,
             }))?;

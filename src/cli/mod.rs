@@ -12,6 +12,7 @@ mod push;
 mod serve;
 mod session;
 mod settings;
+mod token;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -79,6 +80,8 @@ enum Command {
     Serve(serve::Serve),
     Conformance(conformance::Conformance),
     #[command(subcommand)]
+    Token(token::Token),
+    #[command(subcommand)]
     Config(config::Config),
     Completions(completions::Completions),
 }
@@ -101,7 +104,8 @@ pub fn main() -> ExitCode {
         Command::Push(command) => command.overrides(&mut overrides),
         Command::Hash(command) => command.overrides(&mut overrides),
         Command::Serve(command) => command.overrides(&mut overrides),
-        Command::Conformance(_) | Command::Config(_) | Command::Completions(_) => {}
+        Command::Conformance(command) => command.overrides(&mut overrides),
+        Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
     }
     let settings = match Settings::load(cli.global.config.as_deref(), &overrides) {
         Ok(settings) => settings,
@@ -117,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Hash(command) => block_on(command.run(&context)),
         Command::Serve(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
+        Command::Token(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Completions(command) => command.run(),
     };

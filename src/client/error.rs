@@ -1,8 +1,10 @@
 //! Why a call to a server failed.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 use reqwest::StatusCode;
+
+use crate::wire::hide_tokens;
 
 /// Why a call to a server failed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +32,14 @@ pub enum ClientError {
         reason: String,
         /// Whether the server may have seen the request.
         was_sent: bool,
+    },
+    /// Its certificate proves nothing to us.
+    #[error("cannot trust {url}: {reason}")]
+    Untrusted {
+        /// The server.
+        url: String,
+        /// What is wrong with the certificate.
+        reason: String,
     },
     /// Somebody answers, but does not speak Shaman.
     #[error("{url} is no Shaman server: {reason}")]
@@ -89,8 +99,10 @@ impl ClientError {
         message: Option<String>,
     ) -> Self {
         let url = url.to_owned();
+        let path = &*hide_tokens(path);
         let speaks_json = message.is_some();
         let message = message.unwrap_or_else(|| "(no reason given)".into());
+        let message = hide_tokens(&message).into_owned();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Refused { url, message },
             StatusCode::INSUFFICIENT_STORAGE => Self::Full { url, message },
@@ -144,6 +156,20 @@ impl ClientError {
             _ => false,
         }
     }
+}
+
+/// Whether this is about the server's certificate.
+pub(super) fn is_about_certificate(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if matches!(inner, Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The last of an error's causes: "Connection refused" instead of "error sending request".
