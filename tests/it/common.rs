@@ -318,28 +318,52 @@ pub struct ServerProcess {
 
 impl ServerProcess {
     pub fn start(home: &Path, storage: &Path, arguments: &[&str]) -> Self {
-        let mut child = farmhand(home)
+        Self::spawn(farmhand(home).stderr(Stdio::null()), storage, arguments)
+    }
+
+    /// One that logs everything to a file.
+    pub fn logging(home: &Path, storage: &Path, arguments: &[&str], log: &Path) -> Self {
+        let log = fs::File::create(log).unwrap();
+        let mut program = farmhand(home);
+        Self::spawn(program.env("FARMHAND_LOG", "trace").stderr(log), storage, arguments)
+    }
+
+    fn spawn(program: &mut Command, storage: &Path, arguments: &[&str]) -> Self {
+        let mut child = program
             .arg("serve")
             .args(["--listen", "127.0.0.1:0", "--storage"])
             .arg(storage)
             .args(arguments)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let mut url = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
-        assert!(url.starts_with("http://127.0.0.1:"), "{url:?}");
+        assert!(url.contains("://127.0.0.1:"), "{url:?}");
         Self { child, url: url.trim().to_owned() }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        let (_, address) = self.url.split_once("://").unwrap();
+        address.trim_end_matches('/').parse().unwrap()
+    }
+
     pub fn connect(&self) -> Connection {
-        Connection::new(self.url["http://".len()..].trim_end_matches('/').parse().unwrap())
+        Connection::new(self.address())
     }
 
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Has it read its tokens and its certificate again.
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 }
 

@@ -5,6 +5,7 @@
 // `clippy.toml` allows this in test functions, but not in what they share.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod addon;
 mod bad_input;
 mod cli;
@@ -17,3 +18,4 @@ mod races;
 mod server;
 mod shutdown;
 mod sync;
+mod tls;
