@@ -423,9 +423,9 @@ mod tests {
                 Ok(tokens) => for (place, token) in tokens.iter().enumerate() {
                     prop_assert!(check_name(&token.name).is_ok());
                     prop_assert!(token.scopes.iter().next().is_some());
-                    prop_assert!(tokens.iter().take(place).all(|other| {
-                        other.name != token.name && other.sha256 != token.sha256
-                    }));
+                    let mut others = tokens.iter().take(place);
+                    let alone = others.all(|o| o.name != token.name && o.sha256 != token.sha256);
+                    prop_assert!(alone);
                 },
                 Err(error) => prop_assert!(error.line <= text.lines().count().max(1) + 1),
             }

@@ -196,7 +196,7 @@ fn a_checkout_over_https_needs_the_right_authority() {
 #[test]
 fn clients_that_do_not_speak_tls_harm_nobody() {
     let home = Home::new();
-    let server = home.serve("head_timeout = \"300ms\"\nmax_connections = 4");
+    let server = home.serve("head_timeout = \"1s\"\nmax_connections = 4");
     // More than there is room for, if they were not counted out again.
     let mut plain: Vec<_> = (0..4).map(|_| server.connect()).collect();
     for connection in &mut plain {
