@@ -307,16 +307,24 @@ fn tokens_are_made_listed_and_kept_as_hashes() {
 }
 
 #[test]
-fn several_tokens_made_at_once_are_all_there() {
+fn of_several_tokens_made_at_once_each_name_is_there_once() {
     let home = tempfile::tempdir().unwrap();
     let tokens = home.path().join("tokens.toml");
-    std::thread::scope(|scope| {
-        for number in 0..8 {
-            let tokens = &tokens;
-            scope.spawn(move || new_token(tokens, &format!("token {number}"), "read"));
-        }
-    });
-    assert_eq!(Tokens::read(&tokens).unwrap().len(), 8);
+    let new = |number: usize| {
+        let name = format!("token {}", number % 4);
+        let arguments = ["token", "new", "--name", &name, "--scope", "read", "--file"];
+        farmhand(home.path())
+            .args(arguments)
+            .arg(&tokens)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..16).map(new).collect();
+    let codes = children.into_iter().map(|mut child| child.wait().unwrap().code().unwrap());
+    assert_eq!(codes.filter(|code| *code == 0).count(), 4);
+    assert_eq!(Tokens::read(&tokens).unwrap().len(), 4);
 }
 
 #[test]
