@@ -306,25 +306,33 @@ fn tokens_are_made_listed_and_kept_as_hashes() {
     }
 }
 
+/// Two that add to a file do not miss each other: the second waits, and sees what the first has added.
+#[cfg(target_os = "linux")]
 #[test]
-fn of_several_tokens_made_at_once_each_name_is_there_once() {
+fn a_file_of_tokens_has_one_writer_at_a_time() {
     let home = tempfile::tempdir().unwrap();
-    let tokens = home.path().join("tokens.toml");
-    let new = |number: usize| {
-        let name = format!("token {}", number % 4);
-        let arguments = ["token", "new", "--name", &name, "--scope", "read", "--file"];
-        farmhand(home.path())
-            .args(arguments)
-            .arg(&tokens)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
-    let children: Vec<_> = (0..16).map(new).collect();
-    let codes = children.into_iter().map(|mut child| child.wait().unwrap().code().unwrap());
-    assert_eq!(codes.filter(|code| *code == 0).count(), 4);
-    assert_eq!(Tokens::read(&tokens).unwrap().len(), 4);
+    let path = home.path().join("tokens.toml");
+    new_token(&path, "first", "read");
+    let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.lock().unwrap();
+    let mut child = farmhand(home.path())
+        .args(["token", "new", "--name", "same", "--scope", "read", "--file"])
+        .arg(&path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = format!(" {} ", child.id());
+    until(|| {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let waits = locks.lines().any(|line| line.contains("->") && line.contains(&pid));
+        waits || child.try_wait().unwrap().is_some()
+    });
+    let other = Token::new("same", [Scope::Read].into_iter().collect(), "other").unwrap();
+    file.write_all(other.to_string().as_bytes()).unwrap();
+    file.unlock().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    assert_eq!(Tokens::read(&path).unwrap().len(), 2);
 }
 
 #[test]
