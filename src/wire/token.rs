@@ -11,7 +11,7 @@ pub const TOKEN_PREFIX: &str = "fh_";
 /// How many characters follow that: 32 bytes as base64url.
 const TOKEN_CHARACTERS: usize = 43;
 
-/// How often something may be percent-encoded over again and still be seen through.
+/// How often something may be percent-encoded over again and still be shown.
 const MAX_LAYERS: usize = 4;
 
 /// The token before a path, decoded, and the path without it. In any spelling of the prefix.
@@ -29,18 +29,20 @@ pub fn split_token(path: &str) -> Option<(Vec<u8>, &str)> {
 /// A path, an address, or a text that has them, with `…` in the place of tokens: of whatever follows
 /// `/t/`, and of whatever looks like one of ours.
 pub fn hide_tokens(text: &str) -> Cow<'_, str> {
-    let mut layer = Cow::Borrowed(text);
+    let (mut layer, mut hidden) = (Cow::Borrowed(text), false);
+    // Each layer may have tokens of its own, and what separates them may differ.
     for _ in 0..MAX_LAYERS {
-        if let Some(hidden) = hide_plain(&layer) {
-            return Cow::Owned(hidden);
+        if let Some(shown) = hide_plain(&layer) {
+            (layer, hidden) = (Cow::Owned(shown), true);
         }
         let decoded = percent_decode_str(&layer).decode_utf8_lossy().into_owned();
         if decoded == *layer {
-            break;
+            return if hidden { layer } else { Cow::Borrowed(text) };
         }
         layer = Cow::Owned(decoded);
     }
-    Cow::Borrowed(text)
+    // Nobody encodes so often who has nothing to hide.
+    Cow::Borrowed("…")
 }
 
 /// The text with its tokens hidden; `None` if there are none.
@@ -106,6 +108,9 @@ mod tests {
             ("there is no GET //t/abc/x here", "there is no GET //t/…/x here"),
             ("/%74/a%62c/x", "/t/…/x"),
             ("/%2574%2fabc/x", "/t/…/x"),
+            ("/%74/abc/t/def", "/t/…/t/…"),
+            ("/t/a%2Fb/%74/c", "/t/…/t/…"),
+            ("/%252525252574/abc", "…"),
             (&format!("/x/{fresh}/y"), "/x/…/y"),
             (&format!("/x?key={fresh}"), "/x?…"),
         ] {
