@@ -63,6 +63,8 @@ fn show(context: &Context) -> Result<Exit, Failure> {
             print(&format!("\n[{}]", section.unwrap_or_default()))?;
         }
         match value {
+            // A comment, because what is shown can be read back.
+            Some(value) if key == "token" => print(&format!("# {name} = {value}  # {source}"))?,
             Some(value) => print(&format!("{name} = {value}  # {source}"))?,
             None => print(&format!("# {name} is not set"))?,
         }

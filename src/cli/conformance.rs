@@ -1,5 +1,7 @@
 //! `farmhand conformance URL`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::json;
 
@@ -7,8 +9,12 @@ use super::{
     Context,
     exit::{Exit, Failure},
     print, print_json,
+    settings::Overrides,
 };
-use crate::conformance::{self, Level, Target, Verdict};
+use crate::{
+    conformance::{self, Level, Target, Verdict},
+    wire::hide_tokens,
+};
 
 /// Check how well a server speaks Shaman
 ///
@@ -23,6 +29,10 @@ pub(super) struct Conformance {
     #[arg(long, value_enum)]
     level: Option<Level>,
 
+    /// Trust these root certificates (PEM) too
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
     /// The server may be lost: needed for the level hostile, whose paths might make a bad server
     /// overwrite its own files, and chooses it if --level is not given
     #[arg(long)]
@@ -30,6 +40,10 @@ pub(super) struct Conformance {
 }
 
 impl Conformance {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        overrides.set_path("ca", "--ca", self.ca.as_ref());
+    }
+
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let level = match (self.level, self.expendable_server) {
             (None, true) => Level::Hostile,
@@ -42,7 +56,7 @@ impl Conformance {
             }
             (level, _) => level.unwrap_or(Level::Core),
         };
-        let target = Target::new(&self.url)?;
+        let target = Target::with(&self.url, context.settings.client_options()?)?;
         let results = tokio::select! {
             results = conformance::run(&target, level) => results?,
             () = super::session::interrupted() => return Err(Failure::interrupted()),
@@ -51,7 +65,7 @@ impl Conformance {
         if context.json {
             print_json(&json!({
                 "schema": "farmhand.conformance/1",
-                "url": self.url,
+                "url": hide_tokens(&self.url),
                 "holds": failed == 0,
                 "checks": results,
             }))?;

@@ -113,7 +113,16 @@ impl From<ClientError> for Failure {
             ClientError::NotShaman { .. } => {
                 (Exit::Usage, "check --server, and that Shaman storage is switched on there")
             }
-            ClientError::Refused { .. } => (Exit::Refused, "ask who runs it for access"),
+            ClientError::Refused { .. } => (
+                Exit::Refused,
+                "give a token that may do this, as FARMHAND_TOKEN or with the setting token_file; \
+                 who runs the server has them",
+            ),
+            ClientError::Untrusted { .. } => (
+                Exit::Unreachable,
+                "if its certificate is not from one of this machine's authorities, give the right \
+                 root certificate with --ca",
+            ),
             ClientError::Full { .. } => {
                 (Exit::Full, "run this again when there is room: what was sent is kept")
             }

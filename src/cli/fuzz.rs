@@ -21,7 +21,7 @@ fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => prop::sample::select(vec![
             "server", "storage", "log_format", "progress", "store", "durability", "reserve", "serve",
-            "listen", "allow_remote", "defer", "hold", "max_json", "max_files", "scan", "threads",
+            "listen", "anonymous", "default_ignores", "defer", "hold", "max_json", "max_files", "scan", "threads",
             "cache_dir", "upload", "parallel",
         ]).prop_map(str::to_owned),
         1 => "[a-z._\" ]{0,5}",
@@ -60,7 +60,7 @@ struct Sample {
     server: String,
     listen: Vec<String>,
     parallel: u32,
-    allow_remote: bool,
+    default_ignores: bool,
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
@@ -82,7 +82,7 @@ fn sample() -> impl Strategy<Value = Sample> {
             server,
             listen,
             parallel: others.0,
-            allow_remote: others.1,
+            default_ignores: others.1,
         })
 }
 
@@ -95,6 +95,7 @@ impl Sample {
         let table = toml::toml! {
             [store]
             [serve]
+            [scan]
             [upload]
         };
         let mut table: Table = table;
@@ -108,7 +109,7 @@ impl Sample {
         put("serve", "max_files", i64::from(self.max_files).into());
         put("serve", "max_json", format!("{} B", self.max_json).into());
         put("serve", "listen", self.listen.clone().into());
-        put("serve", "allow_remote", self.allow_remote.into());
+        put("scan", "default_ignores", self.default_ignores.into());
         put("upload", "parallel", i64::from(self.parallel).into());
         table.to_string()
     }
@@ -130,7 +131,7 @@ proptest! {
         prop_assert_eq!(settings.store_options().reserve, reserve);
         prop_assert_eq!(settings.server(), Some(sample.server.as_str()));
         prop_assert_eq!(&serve.listen, &sample.listen);
-        prop_assert_eq!(serve.allow_remote, sample.allow_remote);
+        prop_assert_eq!(settings.values.scan.default_ignores, sample.default_ignores);
         prop_assert_eq!(settings.values.upload.parallel, sample.parallel);
         // And what is not written is as it is without a file.
         prop_assert_eq!(options.idle_timeout, crate::server::Options::default().idle_timeout);

@@ -25,10 +25,15 @@ pub(super) fn init(format: LogFormat, verbose: u8, quiet: bool, is_server: bool)
         (false, _) => "trace",
     };
     let others = if verbose > 1 { "debug" } else { "warn" };
+    // What it has to say about certificates is in our own errors.
+    let verifier = if verbose > 1 { "debug" } else { "off" };
     let filter = std::env::var("FARMHAND_LOG")
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
-        .unwrap_or_else(|| EnvFilter::new(format!("{others},farmhand={level}")));
+        .unwrap_or_else(|| {
+            let ours = format!("farmhand={level},rustls_platform_verifier={verifier}");
+            EnvFilter::new(format!("{others},{ours}"))
+        });
     let logs = Logs { bars: MultiProgress::new(), quiet };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(logs.clone());
     // Fails only if somebody has set up logging before, as tests may.

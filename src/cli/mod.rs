@@ -15,6 +15,7 @@ mod serve;
 mod session;
 mod settings;
 mod store;
+mod token;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -83,6 +84,8 @@ enum Command {
     Store(store::Store),
     Conformance(conformance::Conformance),
     #[command(subcommand)]
+    Token(token::Token),
+    #[command(subcommand)]
     Config(config::Config),
     Completions(completions::Completions),
 }
@@ -106,7 +109,8 @@ pub fn main() -> ExitCode {
         Command::Hash(command) => command.overrides(&mut overrides),
         Command::Serve(command) => command.overrides(&mut overrides),
         Command::Store(command) => command.overrides(&mut overrides),
-        Command::Conformance(_) | Command::Config(_) | Command::Completions(_) => {}
+        Command::Conformance(command) => command.overrides(&mut overrides),
+        Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
     }
     let settings = match Settings::load(cli.global.config.as_deref(), &overrides) {
         Ok(settings) => settings,
@@ -123,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Serve(command) => block_on(command.run(&context)),
         Command::Store(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
+        Command::Token(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Completions(command) => command.run(),
     };

@@ -3,7 +3,8 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::Args;
@@ -17,13 +18,17 @@ use super::{
     print, print_json,
     session::{SERVING, interrupted},
     settings::{DEFAULT_LISTEN, Overrides, Settings},
+    token::read_tokens,
 };
-use crate::{server, store::Store};
+use crate::{
+    server::{self, Access, Anonymous, Tls, Tokens},
+    store::Store,
+};
 
 /// Serve a store to Shaman clients
 ///
 /// Prints the addresses when it is ready. Ends on SIGTERM or Ctrl-C, when the requests under way have
-/// been answered; a second one ends it at once.
+/// been answered; a second one ends it at once. SIGHUP has it read tokens and certificate again.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// An address to listen on; can be given more than once [default: 127.0.0.1:8080 and [::1]:8080]
@@ -34,9 +39,13 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DIR")]
     storage: Option<PathBuf>,
 
-    /// Allow listening on addresses that other machines can reach; there is no access control
-    #[arg(long)]
-    allow_remote: bool,
+    /// Who needs no token: programs of this machine, everybody, or nobody [default: loopback]
+    #[arg(long, value_name = "loopback|anywhere|nowhere")]
+    anonymous: Option<String>,
+
+    /// The file with the tokens (see `farmhand token new`); read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
 }
 
 impl Serve {
@@ -44,13 +53,15 @@ impl Serve {
         let listen = (!self.listen.is_empty()).then(|| self.listen.join(","));
         overrides.set("serve.listen", "--listen", listen);
         overrides.set_path("storage", "--storage", self.storage.as_ref());
-        overrides.set("serve.allow_remote", "--allow-remote", self.allow_remote.then_some(true));
+        overrides.set("serve.anonymous", "--anonymous", self.anonymous.as_ref());
+        overrides.set_path("serve.tokens", "--tokens", self.tokens.as_ref());
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
         raise_file_limit();
         let settings = &context.settings;
         let addresses = addresses(settings)?;
+        let guard = Guard::load(settings)?;
         let (dir, _) = settings.storage()?;
         let store = Store::open(&dir, settings.store_options())?;
         let listeners = bind(&addresses).await?;
@@ -59,7 +70,8 @@ impl Serve {
             let address = listener.local_addr().map_err(|error| {
                 Failure::new(Exit::Failed, format!("cannot say where it listens: {error}"))
             })?;
-            urls.push(format!("http://{address}/"));
+            let scheme = if guard.tls.is_some() { "https" } else { "http" };
+            urls.push(format!("{scheme}://{address}/"));
         }
         if let Err(error) =
             store.leave_note(&format!("pid {} {SERVING} {}", std::process::id(), urls.join(" ")))
@@ -81,7 +93,13 @@ impl Serve {
                 std::future::pending::<()>().await;
             }
         };
-        let serving = server::serve(listeners, store, settings.server_options(), shutdown, now);
+        let reloading = guard.reload_on_hangup()?;
+        let options = server::Options {
+            access: guard.access.clone(),
+            tls: guard.tls.clone(),
+            ..settings.server_options()
+        };
+        let serving = server::serve(listeners, store, options, shutdown, now);
         let announce = async {
             tracing::info!(storage = %dir.display(), "serving {}", urls.join(" "));
             if context.json {
@@ -99,9 +117,96 @@ impl Serve {
         }
         tokio::select! {
             () = signals => {}
+            () = reloading => {}
             () = serving => {}
         }
         Ok(Exit::Done)
+    }
+}
+
+/// What guards the server, and where that comes from.
+struct Guard {
+    access: Arc<Access>,
+    tls: Option<Arc<Tls>>,
+    tokens_file: Option<PathBuf>,
+}
+
+impl Guard {
+    fn load(settings: &Settings) -> Result<Self, Failure> {
+        let serve = &settings.values.serve;
+        let usage = |message: String| Failure::new(Exit::Usage, message);
+        let tokens = match &serve.tokens {
+            Some(file) => read_tokens(file)?,
+            None if serve.anonymous == Anonymous::Nowhere => {
+                let message = "with serve.anonymous = \"nowhere\" and no tokens, nobody could do anything; \
+                               make a token with `farmhand token new`, and give its file with --tokens";
+                return Err(usage(message.into()));
+            }
+            None => Tokens::default(),
+        };
+        let tls = match (&serve.tls_cert, &serve.tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => {
+                let tls = Tls::load(cert, key).map_err(|error| usage(error.to_string()))?;
+                Some(Arc::new(tls))
+            }
+            (cert, _) => {
+                let (one, other) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
+                return Err(usage(format!(
+                    "serve.tls_{one} is of no use without serve.tls_{other}"
+                )));
+            }
+        };
+        let access = Arc::new(Access::new(serve.anonymous, tokens));
+        Ok(Self { access, tls, tokens_file: serve.tokens.clone() })
+    }
+
+    /// Reads tokens and certificate again, each time SIGHUP comes. Without either, SIGHUP ends the
+    /// program as it ends any other whose terminal goes away.
+    #[cfg(unix)]
+    fn reload_on_hangup(&self) -> Result<impl Future<Output = ()> + use<>, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (access, tls, file) = (self.access.clone(), self.tls.clone(), self.tokens_file.clone());
+        let wanted = tls.is_some() || file.is_some();
+        let hangups =
+            wanted.then(|| signal(SignalKind::hangup())).transpose().map_err(|error| {
+                Failure::new(Exit::Failed, format!("cannot listen for SIGHUP: {error}"))
+            })?;
+        Ok(async move {
+            let Some(mut hangups) = hangups else { return std::future::pending().await };
+            while hangups.recv().await.is_some() {
+                let (access, tls, file) = (access.clone(), tls.clone(), file.clone());
+                let reading = tokio::task::spawn_blocking(move || {
+                    reload(&access, tls.as_deref(), file.as_deref());
+                });
+                let _ = reading.await;
+            }
+        })
+    }
+
+    #[cfg(not(unix))]
+    fn reload_on_hangup(&self) -> Result<impl Future<Output = ()> + use<>, Failure> {
+        Ok(std::future::pending())
+    }
+}
+
+/// Reads both again. What is broken leaves what was in force.
+#[cfg(unix)]
+fn reload(access: &Access, tls: Option<&Tls>, tokens_file: Option<&Path>) {
+    if let Some(file) = tokens_file {
+        match Tokens::read(file) {
+            Ok(tokens) => {
+                tracing::info!("read {} tokens from {}", tokens.len(), file.display());
+                access.replace(tokens);
+            }
+            Err(error) => tracing::error!("the tokens remain as they were: {error}"),
+        }
+    }
+    if let Some(tls) = tls {
+        match tls.reload() {
+            Ok(()) => tracing::info!("read the certificate and its key again"),
+            Err(error) => tracing::error!("the certificate remains as it was: {error}"),
+        }
     }
 }
 
@@ -118,9 +223,10 @@ fn raise_file_limit() {
     }
 }
 
-/// What to listen on. Beyond loopback only if somebody has said so.
+/// What to listen on. Beyond loopback only if somebody has said who may come from there.
 fn addresses(settings: &Settings) -> Result<Vec<SocketAddr>, Failure> {
     let serve = &settings.values.serve;
+    let guarded = serve.tokens.is_some() || serve.anonymous == Anonymous::Anywhere;
     let mut addresses = Vec::new();
     for text in &serve.listen {
         let bad = |reason: String| {
@@ -132,12 +238,13 @@ fn addresses(settings: &Settings) -> Result<Vec<SocketAddr>, Failure> {
             )
         };
         for address in text.to_socket_addrs().map_err(|error| bad(error.to_string()))? {
-            if !address.ip().to_canonical().is_loopback() && !serve.allow_remote {
+            if !address.ip().to_canonical().is_loopback() && !guarded {
                 return Err(Failure::new(
                     Exit::Usage,
                     format!(
-                        "{address} can be reached from other machines, and everybody there could read and \
-                         write the store; if that is meant, add --allow-remote (or serve.allow_remote = true)"
+                        "{address} can be reached from other machines, and nobody there has a token; \
+                         give a file of tokens with --tokens (`farmhand token new` makes it), or let \
+                         everybody there read and write the store with --anonymous anywhere"
                     ),
                 ));
             }

@@ -24,7 +24,7 @@ use crate::{
     exec::Exec,
     meter::Progress,
     scan::{Scan, ScanError, Scanner, Skipped, WalkError},
-    server,
+    server::{self, Access, Anonymous, Scope, Tokens, Upkeep},
     store::{self, OpenError, Store},
 };
 
@@ -46,6 +46,10 @@ pub(super) struct ServerArgs {
     #[arg(long, value_name = "DIR")]
     storage: Option<PathBuf>,
 
+    /// Trust these root certificates (PEM) too when connecting to a server
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
     /// How many files to send at once
     #[arg(long, value_name = "N")]
     parallel: Option<u32>,
@@ -55,6 +59,7 @@ impl ServerArgs {
     pub fn overrides(&self, overrides: &mut Overrides) {
         overrides.set("server", "--server", self.server.as_ref());
         overrides.set_path("storage", "--storage", self.storage.as_ref());
+        overrides.set_path("ca", "--ca", self.ca.as_ref());
         overrides.set("upload.parallel", "--parallel", self.parallel);
     }
 }
@@ -188,8 +193,7 @@ impl Session {
 
     async fn start(context: &Context) -> Result<Self, Failure> {
         let settings = &context.settings;
-        let retries = settings.values.upload.retries as usize;
-        let options = client::Options { retries, ..client::Options::default() };
+        let options = settings.client_options()?;
         let (client, embedded) = match settings.server() {
             Some(url) => (Shaman::new(url, options)?, None),
             None => {
@@ -197,9 +201,9 @@ impl Session {
                 if !chosen {
                     eprintln!("no --server and no --storage: using the store in {}", dir.display());
                 }
-                let embedded = Embedded::start(&dir, settings).await?;
-                let options = client::Options { proxies: false, ..options };
-                (Shaman::new(&embedded.0, options)?, Some(embedded.1))
+                let (url, token, embedded) = Embedded::start(&dir, settings).await?;
+                let options = client::Options { proxies: false, token: Some(token), ..options };
+                (Shaman::new(&url, options)?, Some(embedded))
             }
         };
         Ok(Self { client, scans: Scans::new(context)?, embedded })
@@ -239,8 +243,12 @@ pub(super) fn report_skipped(skipped: &[Skipped]) -> Exit {
 }
 
 impl Embedded {
-    /// Opens the store and serves it on a port of this machine; returns the address, too.
-    async fn start(dir: &Path, settings: &Settings) -> Result<(String, Self), Failure> {
+    /// Opens the store and serves it on a port of this machine; returns the address, too, and the
+    /// token without which other users of this machine get nothing there.
+    async fn start(
+        dir: &Path,
+        settings: &Settings,
+    ) -> Result<(String, client::Token, Self), Failure> {
         let store = open(dir, settings.store_options()).await?;
         if let Err(error) = store.leave_note(&format!("pid {} for one command", std::process::id()))
         {
@@ -250,16 +258,34 @@ impl Embedded {
             |error| Failure::new(Exit::Failed, format!("cannot listen on 127.0.0.1: {error}"));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let url = format!("http://{}/", listener.local_addr().map_err(failed)?);
+        let (token, access) = token_of_its_own()?;
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server::serve(
             vec![listener],
             store.clone(),
-            settings.server_options(),
+            server::Options {
+                access: Arc::new(access),
+                // What is done in the background is for those who serve.
+                upkeep: Upkeep { gc_every: None, scrub_every: None, ..settings.upkeep() },
+                ..settings.server_options()
+            },
             shutdown.clone(),
             shutdown.clone(),
         ));
-        Ok((url, Self { store, shutdown, serving }))
+        Ok((url, token, Self { store, shutdown, serving }))
     }
+}
+
+/// A token that nobody else knows, and a server that asks for it.
+fn token_of_its_own() -> Result<(client::Token, Access), Failure> {
+    let failed = |error| Failure::new(Exit::Failed, format!("cannot make a token: {error}"));
+    let text = server::fresh_token().map_err(failed)?;
+    let scopes = Scope::ALL.into_iter().collect();
+    let token = server::Token::new("this command", scopes, &text).expect("BUG: a plain name");
+    let mut tokens = Tokens::default();
+    tokens.add(token).expect("BUG: it is the only one");
+    let token = text.parse().expect("BUG: letters, digits, - and _");
+    Ok((token, Access::new(Anonymous::Nowhere, tokens)))
 }
 
 /// Opens a store; another command that has it just now is waited for.

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,10 +17,11 @@ use toml::{Table, Value};
 
 use super::exit::{Exit, Failure};
 use crate::{
-    agent,
+    agent, client,
     domain::report::LinkMode,
     scan, server,
     store::{self, Reserve},
+    wire::{TOKEN_PREFIX, hide_tokens},
 };
 
 /// All settings, by section. The names are those of the configuration file.
@@ -32,6 +34,15 @@ pub(super) struct Values {
     /// The directory of the embedded store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<PathBuf>,
+    /// What clients show the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// The file with that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// Root certificates for the server, besides those of the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     pub log_format: LogFormat,
     pub progress: When,
     pub store: StoreValues,
@@ -39,6 +50,20 @@ pub(super) struct Values {
     pub scan: Scan,
     pub upload: Upload,
 }
+
+/// A text that is never shown.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(HIDDEN)
+    }
+}
+
+/// What is shown instead of a secret.
+pub(super) const HIDDEN: &str = "(set)";
 
 /// What the embedded store promises.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,7 +130,13 @@ impl<'de> Deserialize<'de> for Room {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Serve {
     pub listen: Vec<String>,
-    pub allow_remote: bool,
+    pub anonymous: server::Anonymous,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     pub defer: server::Defer,
     pub hold: Time,
     pub create_wait: Time,
@@ -124,7 +155,10 @@ impl Default for Serve {
         let options = server::Options::default();
         Self {
             listen: DEFAULT_LISTEN.map(str::to_owned).into(),
-            allow_remote: false,
+            anonymous: server::Anonymous::default(),
+            tokens: None,
+            tls_cert: None,
+            tls_key: None,
             defer: options.defer,
             hold: Time(options.hold),
             create_wait: Time(options.create_wait),
@@ -319,6 +353,9 @@ impl fmt::Display for Source {
 const KEYS: &[&str] = &[
     "server",
     "storage",
+    "token",
+    "token_file",
+    "ca",
     "log_format",
     "progress",
     "store.durability",
@@ -329,7 +366,10 @@ const KEYS: &[&str] = &[
     "store.scrub_every",
     "store.scrub_rate",
     "serve.listen",
-    "serve.allow_remote",
+    "serve.anonymous",
+    "serve.tokens",
+    "serve.tls_cert",
+    "serve.tls_key",
     "serve.defer",
     "serve.hold",
     "serve.create_wait",
@@ -351,7 +391,15 @@ const KEYS: &[&str] = &[
 ];
 
 /// Those that are paths: in a file, relative to it.
-const PATH_KEYS: &[&str] = &["storage", "scan.cache_dir"];
+const PATH_KEYS: &[&str] = &[
+    "storage",
+    "token_file",
+    "ca",
+    "serve.tokens",
+    "serve.tls_cert",
+    "serve.tls_key",
+    "scan.cache_dir",
+];
 
 /// Settings given as flags.
 #[derive(Debug, Default)]
@@ -414,7 +462,9 @@ impl Settings {
                 Ok(text) if text.is_empty() => {}
                 Ok(text) => settings.set(&defaults, key, &text, Source::Env(name))?,
                 Err(std::env::VarError::NotPresent) => {}
-                Err(error) => return Err(usage(format!("{name}: {error}"))),
+                Err(std::env::VarError::NotUnicode(_)) => {
+                    return Err(usage(format!("{name}: the value is not UTF-8")));
+                }
             }
         }
         for (key, flag, text) in &overrides.0 {
@@ -445,11 +495,14 @@ impl Settings {
             }
         };
         let broken = |error: toml::de::Error| {
-            usage(format!(
-                "the configuration {} is not valid: {}",
-                path.display(),
-                error.to_string().trim_end()
-            ))
+            let what = match error.span() {
+                Some(span) if is_secret_line(&text, span.start) => {
+                    let line = 1 + text[..span.start].matches('\n').count();
+                    format!("line {line}: the token must be a text in quotes, and a key of its own")
+                }
+                _ => error.to_string().trim_end().to_owned(),
+            };
+            usage(format!("the configuration {} is not valid: {what}", path.display()))
         };
         // Once as a whole, for errors that point at the line.
         toml::from_str::<Values>(&text).map_err(broken)?;
@@ -480,6 +533,7 @@ impl Settings {
     ) -> Result<(), Failure> {
         let bad = |reason: String| {
             usage(match &source {
+                // No secret is shown: any text will do for those, so there is nothing bad about it.
                 Source::Env(name) => format!("{name}={text}: {reason}"),
                 source => format!("{source} {text}: {reason}"),
             })
@@ -511,22 +565,65 @@ impl Settings {
         self.sources.get(key).unwrap_or(&Source::Default)
     }
 
-    /// All keys with their values, as they are written in a file, and sources.
-    pub fn all(&self) -> impl Iterator<Item = (&'static str, Option<&Value>, &Source)> {
-        KEYS.iter().map(|&key| (key, get(&self.table, key), self.source(key)))
+    /// All keys with their values, as they are written in a file, and sources. Secrets are not
+    /// among the values.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, Option<Value>, &Source)> {
+        KEYS.iter().map(|&key| {
+            let value = get(&self.table, key).map(|value| match (key, value) {
+                ("token", _) => Value::String(HIDDEN.into()),
+                ("server", Value::String(url)) => Value::String(hide_tokens(url).into_owned()),
+                (_, value) => value.clone(),
+            });
+            (key, value, self.source(key))
+        })
     }
 
-    /// The server to use; `None`: the embedded store. Of `server` and `storage`, the one that is
-    /// given closer to the command counts; in the same place, the server.
-    pub fn server(&self) -> Option<&str> {
-        let rank = |source: &Source| match source {
+    /// Of two settings that exclude each other, the one that is given closer to the command
+    /// counts; in the same place, the first.
+    fn first_counts(&self, first: &str, second: &str) -> bool {
+        let rank = |key: &str| match self.source(key) {
             Source::Default => 0,
             Source::File => 1,
             Source::Env(_) => 2,
             Source::Flag(_) => 3,
         };
+        rank(first) >= rank(second)
+    }
+
+    /// The server to use; `None`: the embedded store. Of `server` and `storage`, the one that is
+    /// given closer to the command counts; in the same place, the server.
+    pub fn server(&self) -> Option<&str> {
         let server = self.values.server.as_deref()?;
-        (rank(self.source("server")) >= rank(self.source("storage"))).then_some(server)
+        self.first_counts("server", "storage").then_some(server)
+    }
+
+    /// How to talk to servers: with which token, and which certificates.
+    pub fn client_options(&self) -> Result<client::Options, Failure> {
+        let token = match (&self.values.token, &self.values.token_file) {
+            (Some(token), _) if self.first_counts("token", "token_file") => Some(
+                token.0.parse().map_err(|error| usage(format!("the setting token: {error}")))?,
+            ),
+            (_, Some(path)) => {
+                let file = format!("the file of token_file, {}", path.display());
+                let text = fs::read_to_string(path)
+                    .map_err(|error| usage(format!("cannot read {file}: {error}")))?;
+                let first = text.lines().next().unwrap_or_default().trim();
+                Some(first.parse().map_err(|error| usage(format!("{file}: {error}")))?)
+            }
+            _ => None,
+        };
+        let roots = match &self.values.ca {
+            Some(path) => {
+                let pem = fs::read(path).map_err(|error| {
+                    usage(format!("cannot read the certificates in {}: {error}", path.display()))
+                })?;
+                client::Roots::from_pem(&pem)
+                    .map_err(|error| usage(format!("{}: {error}", path.display())))?
+            }
+            None => client::Roots::default(),
+        };
+        let retries = self.values.upload.retries as usize;
+        Ok(client::Options { retries, token, roots, ..client::Options::default() })
     }
 
     /// The directory of the embedded store, and whether somebody chose it.
@@ -545,6 +642,9 @@ impl Settings {
     pub fn server_options(&self) -> server::Options {
         let serve = &self.values.serve;
         server::Options {
+            // Who runs the server says who may do what.
+            access: Arc::default(),
+            tls: None,
             defer: serve.defer,
             hold: serve.hold.0,
             create_wait: serve.create_wait.0,
@@ -605,6 +705,13 @@ impl Settings {
 
 fn usage(message: String) -> Failure {
     Failure::new(Exit::Usage, message)
+}
+
+/// Whether this is the line of a token: an error must not show it.
+fn is_secret_line(text: &str, at: usize) -> bool {
+    let start = text[..at].rfind('\n').map_or(0, |end| end + 1);
+    let line = text[start..].lines().next().unwrap_or_default();
+    line.contains("token") || line.contains(TOKEN_PREFIX) || *hide_tokens(line) != *line
 }
 
 /// Where the configuration is if nobody says otherwise.

@@ -127,7 +127,7 @@ impl Shaman {
         mut progress: impl FnMut(Done),
     ) -> Result<A, ClientError> {
         let url = self.admin_url(path);
-        let request = self.http.post(url.clone()).json(request).send();
+        let request = self.request(Method::POST, url.clone()).json(request).send();
         let stalled = |_| ClientError::Unreachable {
             url: self.base.to_string(),
             reason: "it does not answer in time".into(),

@@ -1,10 +1,10 @@
 //! Why a call to a server failed.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 use reqwest::StatusCode;
 
-use crate::wire;
+use crate::wire::{self, hide_tokens};
 
 /// Why a call to a server failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,14 @@ pub enum ClientError {
         reason: String,
         /// Whether the server may have seen the request.
         was_sent: bool,
+    },
+    /// Its certificate proves nothing to us.
+    #[error("cannot trust {url}: {reason}")]
+    Untrusted {
+        /// The server.
+        url: String,
+        /// What is wrong with the certificate.
+        reason: String,
     },
     /// Somebody answers, but does not speak Shaman.
     #[error("{url} is no Shaman server: {reason}")]
@@ -91,8 +99,10 @@ impl ClientError {
         message: Option<String>,
     ) -> Self {
         let url = url.to_owned();
+        let path = &*hide_tokens(path);
         let speaks_json = message.is_some();
         let message = message.unwrap_or_else(|| "(no reason given)".into());
+        let message = hide_tokens(&message).into_owned();
         match status {
             // Only farmhand has these, and says itself what there is not.
             StatusCode::NOT_FOUND if path.contains(wire::ADMIN) && speaks_json => {
@@ -154,6 +164,21 @@ impl ClientError {
 
 /// Why there is no report.
 pub(super) const ENDED_EARLY: &str = "it ended the answer before its report";
+/// Whether this is about the server's certificate.
+pub(super) fn is_about_certificate(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // What an I/O error wraps is not what it calls its source.
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
 
 /// The last of an error's causes: "Connection refused" instead of "error sending request".
 pub(super) fn innermost(error: &dyn Error) -> String {

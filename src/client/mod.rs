@@ -3,6 +3,7 @@
 mod admin;
 mod body;
 mod error;
+mod trust;
 
 use std::{
     sync::{Arc, Once},
@@ -10,18 +11,19 @@ use std::{
 };
 
 use backon::{ExponentialBuilder, Retryable};
-use reqwest::{Method, Response, StatusCode, Url, header, redirect};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header, redirect};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 pub use body::UploadBody;
 pub use error::ClientError;
+pub use trust::{BadRoots, BadToken, Roots, Token};
 
 use crate::{
     domain::{BlobId, BlobStatus},
     wire::{
         self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
-        RequirementsRequest, StatusAnswer,
+        RequirementsRequest, StatusAnswer, hide_tokens,
     },
 };
 use body::{Pulse, StreamedBody};
@@ -54,6 +56,10 @@ pub struct Options {
     pub retries: usize,
     /// Whether proxies of the environment (`HTTP_PROXY`, …) are used; never for loopback addresses.
     pub proxies: bool,
+    /// What is shown to the server, and to no other that it sends us to.
+    pub token: Option<Token>,
+    /// Root certificates besides those of the machine.
+    pub roots: Roots,
 }
 
 impl Default for Options {
@@ -63,6 +69,8 @@ impl Default for Options {
             stall_timeout: Duration::from_secs(600),
             retries: 5,
             proxies: true,
+            token: None,
+            roots: Roots::default(),
         }
     }
 }
@@ -97,6 +105,8 @@ pub struct Shaman {
     http: reqwest::Client,
     /// Ends with a slash.
     base: Url,
+    /// Where the token goes. The base may move; this does not.
+    home: Url,
     options: Options,
 }
 
@@ -118,27 +128,41 @@ impl Shaman {
             .connect_timeout(options.connect_timeout)
             .tcp_nodelay(true)
             .pool_idle_timeout(Duration::from_secs(30))
+            // An address may have a token in its path.
+            .referer(false)
             .redirect(redirect_policy());
         let through_proxy = options.proxies && !is_loopback(&base) && has_proxy();
         if base.scheme() == "http" && !through_proxy {
             // No root certificates are needed, and on small machines there are none.
             builder = builder.tls_certs_only([]);
+        } else {
+            builder = builder.tls_certs_merge(options.roots.certificates());
         }
         if !options.proxies || is_loopback(&base) {
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|error| ClientError::Setup { source: error })?;
-        Ok(Self { http, base, options })
+        Ok(Self { http, home: base.clone(), base, options })
     }
 
-    /// Where the server is.
+    /// Where the server is. Not to be shown: there may be a token in it.
     pub fn url(&self) -> &Url {
         &self.base
     }
 
-    /// The connections themselves, for requests that no well-behaved client sends.
-    pub(crate) fn http(&self) -> reqwest::Client {
-        self.http.clone()
+    /// The same for people.
+    fn shown_url(&self) -> String {
+        hide_tokens(self.base.as_str()).into_owned()
+    }
+
+    /// A request of any kind, with the token if it goes to the server that was given.
+    pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        let token = self.options.token.as_ref().filter(|_| url.origin() == self.home.origin());
+        let request = self.http.request(method, url);
+        match token {
+            Some(token) => request.header(header::AUTHORIZATION, token.header()),
+            None => request,
+        }
     }
 
     fn endpoint(&self, path: &str) -> Url {
@@ -179,7 +203,11 @@ impl Shaman {
             && let Some(base) = found_at.as_str().strip_suffix(&suffix)
             && let Ok(base) = Url::parse(base)
         {
-            tracing::info!("the server {} has moved to {base}", self.base);
+            tracing::info!(
+                "the server {} has moved to {}",
+                self.shown_url(),
+                hide_tokens(base.as_str())
+            );
             self.base = base;
         }
         Ok(answer.files)
@@ -218,8 +246,7 @@ impl Shaman {
             }
         };
         let request = self
-            .http
-            .post(url.clone())
+            .request(Method::POST, url.clone())
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(wire::CAN_DEFER, if may_defer { "true" } else { "false" })
             .header(wire::ORIGINAL_FILENAME, wire::encode_filename(name))
@@ -286,8 +313,7 @@ impl Shaman {
         url: Url,
         body: Option<&Q>,
     ) -> Result<(A, Url), ClientError> {
-        let mut request =
-            self.http.request(method, url.clone()).timeout(self.options.stall_timeout);
+        let mut request = self.request(method, url.clone()).timeout(self.options.stall_timeout);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -300,8 +326,8 @@ impl Shaman {
         match serde_json::from_slice(&bytes) {
             Ok(answer) => Ok((answer, found_at)),
             Err(error) => Err(ClientError::NotShaman {
-                url: self.base.to_string(),
-                reason: format!("{} answers something else: {error}", found_at.path()),
+                url: self.shown_url(),
+                reason: format!("{} answers something else: {error}", hide_tokens(found_at.path())),
             }),
         }
     }
@@ -309,10 +335,14 @@ impl Shaman {
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {
         if error.is_redirect() {
             let reason = error::innermost(error);
-            return ClientError::NotShaman { url: self.base.to_string(), reason };
+            return ClientError::NotShaman { url: self.shown_url(), reason };
+        }
+        if error::is_about_certificate(error) {
+            let reason = error::innermost(error);
+            return ClientError::Untrusted { url: self.shown_url(), reason };
         }
         ClientError::Unreachable {
-            url: self.base.to_string(),
+            url: self.shown_url(),
             reason: if error.is_timeout() {
                 "it does not answer in time".into()
             } else {
@@ -336,19 +366,23 @@ impl Shaman {
         // The status is what counts: without its text, an error is still one.
         let _ = tokio::time::timeout(ERROR_TEXT_TIMEOUT, read).await;
         let message = serde_json::from_slice::<Problem>(&text).ok().map(|problem| problem.message);
-        ClientError::from_answer(self.base.as_str(), url.path(), status, message)
+        ClientError::from_answer(&self.shown_url(), url.path(), status, message)
     }
 }
 
-/// Follows redirects, but not from http to https: that server should be called by its address.
+/// Follows redirects, but not from http to https: that server should be called by its address. Nor
+/// back, which would give away what was meant to be encrypted.
 fn redirect_policy() -> redirect::Policy {
     redirect::Policy::custom(|attempt| {
         let from = attempt.previous().last().map_or("", |url| url.scheme());
         if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error("it redirects too often")
         } else if from == "http" && attempt.url().scheme() == "https" {
-            let to = format!("it redirects to {}: give an https:// address", attempt.url());
-            attempt.error(to)
+            let to = hide_tokens(attempt.url().as_str()).into_owned();
+            attempt.error(format!("it redirects to {to}: give an https:// address"))
+        } else if from == "https" && attempt.url().scheme() == "http" {
+            let to = hide_tokens(attempt.url().as_str()).into_owned();
+            attempt.error(format!("it redirects to {to}, which is not encrypted"))
         } else {
             attempt.follow()
         }
@@ -362,7 +396,7 @@ fn retry_after(answer: &Response) -> Option<Duration> {
 
 /// The root of a server from what a user may give for it.
 fn base_url(text: &str) -> Result<Url, ClientError> {
-    let bad = |reason: String| ClientError::BadUrl { url: text.to_owned(), reason };
+    let bad = |reason: String| ClientError::BadUrl { url: hide_tokens(text).into_owned(), reason };
     let mut url = Url::parse(text).map_err(|error| bad(error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(bad("it must begin with http:// or https://".into()));

@@ -22,7 +22,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Target {
     shaman: Shaman,
-    http: reqwest::Client,
     pub(super) base: Url,
     /// In the names of this run's checkouts.
     pub(super) run: String,
@@ -68,11 +67,18 @@ impl Target {
     /// # Errors
     /// If that is no URL.
     pub fn new(url: &str) -> Result<Self, TargetError> {
-        let shaman = Shaman::new(url, Options { retries: 2, ..Options::default() })?;
+        Self::with(url, Options::default())
+    }
+
+    /// The server at this URL, with a token or certificates of its own.
+    ///
+    /// # Errors
+    /// If that is no URL.
+    pub fn with(url: &str, options: Options) -> Result<Self, TargetError> {
+        let shaman = Shaman::new(url, Options { retries: 2, ..options })?;
         let base = shaman.url().clone();
-        let http = shaman.http();
         let run = std::iter::repeat_with(fastrand::alphanumeric).take(8).collect();
-        Ok(Self { shaman, http, base, run })
+        Ok(Self { shaman, base, run })
     }
 
     /// Whether anybody is there at all.
@@ -89,20 +95,28 @@ impl Target {
         body: Vec<u8>,
     ) -> Result<Answer, String> {
         let url = format!("{}{}/{path}", self.base, &wire::SHAMAN[1..]);
-        let mut request = self.http.request(method.clone(), url).timeout(ANSWER_TIMEOUT);
+        let url = Url::parse(&url).map_err(|error| error.to_string())?;
+        let mut request = self.shaman.request(method.clone(), url).timeout(ANSWER_TIMEOUT);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         if method == Method::POST {
             request = request.body(body);
         }
-        let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| format!("no answer: {:?}", error.without_url()))?;
         let status = answer.status();
         let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().to_owned();
-        let text = answer.text().await.map_err(|error| format!("half an answer: {error}"))?;
+        let text = answer
+            .text()
+            .await
+            .map_err(|error| format!("half an answer: {}", error.without_url()))?;
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Ok(Answer { status, body, text: text.chars().take(200).collect(), kind })
+        let text = wire::hide_tokens(&text).chars().take(200).collect();
+        Ok(Answer { status, body, text, kind })
     }
 
     pub(super) async fn status(&self, id: &BlobId) -> Result<String, String> {

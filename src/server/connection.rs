@@ -9,17 +9,22 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request};
+use axum::{Router, body::Body, extract::Request, response::IntoResponse};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+use tracing::Instrument;
 
-use super::{App, Options, Peer, body::Draining, unfold::Unfold};
+use super::{App, Options, Peer, access::admit, body::Draining, unfold::Unfold};
 
-/// Serves requests until the client or the shutdown closes the connection, or it is silent too long.
-pub(super) async fn serve(
+/// Begins with TLS where that is spoken, which must not take longer than the head of a request.
+pub(super) async fn start(
     stream: TcpStream,
     peer: Peer,
     app: App,
@@ -28,6 +33,26 @@ pub(super) async fn serve(
 ) {
     // Answers are small: without this they may wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = app.options.tls.clone() else {
+        return serve(stream, peer, app, router, shutdown).await;
+    };
+    let handshake = tokio::time::timeout(app.options.head_timeout, tls.acceptor().accept(stream));
+    match shutdown.run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => serve(stream, peer, app, router, shutdown).await,
+        Some(Ok(Err(error))) => tracing::debug!(peer = %peer.0, %error, "no TLS"),
+        Some(Err(_)) => tracing::debug!(peer = %peer.0, "TLS took too long"),
+        None => {}
+    }
+}
+
+/// Serves requests until the client or the shutdown closes the connection, or it is silent too long.
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: Peer,
+    app: App,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let activity = Arc::new(Activity::default());
     let service = {
         let (app, activity) = (app.clone(), activity.clone());
@@ -40,10 +65,20 @@ pub(super) async fn serve(
                 request.map(|body| Body::new(Draining::new(body, app.clone(), expects_continue)));
             request.extensions_mut().insert(peer);
             let answering = activity.answer();
-            let answer = router.clone().oneshot(request);
+            // Before anybody else sees the request: then nobody else sees the token.
+            let admitted = admit(&app.options.access, peer, &mut request);
+            let router = router.clone();
             async move {
                 let _answering = answering;
-                Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {}))
+                let answer = match admitted {
+                    Ok(None) => router.oneshot(request).await,
+                    Ok(Some(name)) => {
+                        let span = tracing::info_span!("as", token = name);
+                        router.oneshot(request).instrument(span).await
+                    }
+                    Err(error) => Ok(error.into_response()),
+                };
+                Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
             }
         })
     };

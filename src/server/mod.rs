@@ -1,5 +1,6 @@
 //! The store over HTTP: the Shaman endpoints, health, metrics, and connections that withstand real clients.
 
+mod access;
 mod access_log;
 mod admin;
 mod body;
@@ -9,6 +10,8 @@ mod error;
 mod fuzz;
 mod metrics;
 mod routes;
+mod tls;
+mod tokens;
 mod unfold;
 mod upkeep;
 mod upload;
@@ -26,8 +29,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{exec::Exec, store::Store};
 
+pub use access::{Access, Anonymous};
 pub use error::ApiError;
 pub use metrics::{Job, Metrics};
+pub use tls::{Tls, TlsError};
+pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};
 pub use upkeep::Upkeep;
 
 /// When an upload of a blob that somebody else is sending is answered 425.
@@ -47,6 +53,10 @@ pub enum Defer {
 /// How the server behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Who may do what.
+    pub access: Arc<Access>,
+    /// The certificate; without one, plain HTTP is spoken.
+    pub tls: Option<Arc<Tls>>,
     /// When 425 is answered.
     pub defer: Defer,
     /// How long a client is held while somebody else sends its blob; then it may send it itself.
@@ -76,6 +86,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            access: Arc::default(),
+            tls: None,
             defer: Defer::Auto,
             hold: Duration::from_secs(30),
             create_wait: Duration::from_secs(60),
@@ -179,7 +191,7 @@ async fn accept(listener: TcpListener, app: App, router: Router, shutdown: Cance
         };
         match accepted {
             Ok((permit, (stream, peer))) => {
-                let serve = connection::serve(
+                let serve = connection::start(
                     stream,
                     peer_of(peer),
                     app.clone(),

@@ -456,7 +456,7 @@ async fn wrong_method(request: Request) -> ApiError {
 }
 
 pub(super) fn shown(uri: &Uri) -> String {
-    uri.path().chars().take(200).collect()
+    wire::hide_tokens(uri.path()).chars().take(200).collect()
 }
 
 fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {

@@ -5,6 +5,7 @@
 mod admin;
 mod bodies;
 mod filename;
+mod token;
 
 pub use admin::{GcRequest, Line, PinAnswer, PinsAnswer, ScrubRequest, VerifyRequest};
 pub use bodies::{
@@ -12,6 +13,7 @@ pub use bodies::{
     RequirementsRequest, StatusAnswer,
 };
 pub use filename::{decode_filename, encode_filename};
+pub use token::{TOKEN_PREFIX, hide_tokens, split_token};
 
 /// The path all Shaman endpoints share, without a slash at its end.
 pub const SHAMAN: &str = "/api/v3/shaman";

@@ -190,7 +190,7 @@ fn a_line_for_each_checkout_says_how_it_ended() {
 
 #[test]
 fn no_name_makes_a_line_of_its_own() {
-    let logged = Logged::start("text", "rename:3=5");
+    let logged = Logged::start("text", "rename:4=5");
     let content = random(1000);
     let forged = "a\n2026-01-01T00:00:00Z  INFO farmhand::access: upload \u{1b}[31m\r\u{9b}x";
     // As an encoded word, and as the checkout's name, which may have anything a file name may.

@@ -332,7 +332,7 @@ fn wrong_input_is_one_line_and_the_right_exit_code() {
     home.run(&["serve", "--listen", "nonsense"]).fails(2, &["nonsense", "ADDRESS:PORT"]);
     for address in ["0.0.0.0:0", "[::]:0"] {
         home.run(&["serve", "--listen", address, store[0], store[1]])
-            .fails(2, &[address, "--allow-remote"]);
+            .fails(2, &[address, "--tokens", "--anonymous anywhere"]);
     }
     assert_eq!(home.run(&["checkout", "p", "--server", "http://x", "--storage", "y"]).code, 2);
     assert_eq!(home.run(&["no-such-command"]).code, 2);

@@ -356,11 +356,23 @@ pub struct ServerProcess {
     pub url: String,
 }
 
+fn serve<'a>(command: &'a mut Command, storage: &Path, arguments: &[&str]) -> &'a mut Command {
+    command.arg("serve").args(["--listen", "127.0.0.1:0", "--storage"]).arg(storage).args(arguments)
+}
+
 impl ServerProcess {
     pub fn start(home: &Path, storage: &Path, arguments: &[&str]) -> Self {
         let mut command = farmhand(home);
-        command.arg("serve").args(["--listen", "127.0.0.1:0", "--storage"]).arg(storage);
-        Self::spawn(command.args(arguments).stderr(Stdio::null()))
+        command.stderr(Stdio::null());
+        Self::spawn(serve(&mut command, storage, arguments))
+    }
+
+    /// One that logs everything to a file.
+    pub fn logging(home: &Path, storage: &Path, arguments: &[&str], log: &Path) -> Self {
+        let log = fs::File::create(log).unwrap();
+        let mut command = farmhand(home);
+        command.env("FARMHAND_LOG", "trace").stderr(log);
+        Self::spawn(serve(&mut command, storage, arguments))
     }
 
     /// Waits until it says where it is.
@@ -368,17 +380,31 @@ impl ServerProcess {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
-        assert!(url.starts_with("http://127.0.0.1:"), "{url:?}");
+        assert!(url.contains("://127.0.0.1:"), "{url:?}");
         Self { child, url: url.trim().to_owned() }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        let (_, address) = self.url.split_once("://").unwrap();
+        address.trim_end_matches('/').parse().unwrap()
+    }
+
     pub fn connect(&self) -> Connection {
-        Connection::new(self.url["http://".len()..].trim_end_matches('/').parse().unwrap())
+        Connection::new(self.address())
     }
 
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Has it read its tokens and its certificate again.
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 }
 

@@ -5,6 +5,7 @@
 // `clippy.toml` allows this in test functions, but not in what they share.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod access_log;
 mod addon;
 mod bad_input;
@@ -23,3 +24,4 @@ mod server;
 mod shutdown;
 mod store;
 mod sync;
+mod tls;
