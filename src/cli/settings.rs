@@ -284,7 +284,7 @@ pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
 
 fn serialize_time<S: Serializer>(time: Duration, serializer: S) -> Result<S::Ok, S::Error> {
     const DAY: u64 = 86_400;
-    if time.subsec_nanos() == 0 && time.as_secs() >= DAY && time.as_secs() % DAY == 0 {
+    if time.subsec_nanos() == 0 && time.as_secs() >= DAY && time.as_secs().is_multiple_of(DAY) {
         return serializer.collect_str(&format_args!("{}d", time.as_secs() / DAY));
     }
     let span = SignedDuration::try_from(time).map_err(serde::ser::Error::custom)?;
