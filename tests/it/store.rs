@@ -186,8 +186,16 @@ fn gc_never_takes_what_was_said_to_be_there() {
     let relaxed = store::Options { durability: Durability::Relaxed, ..Default::default() };
     let server = TestServer::with_store(server::Options::default(), relaxed);
     let contents: Vec<Vec<u8>> = (0..64).map(|number| format!("{number}").into_bytes()).collect();
+    /// Ends the other thread however this one ends.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     let collected = std::thread::scope(|scope| {
+        let stops = Stop(&stop);
         let collecting = scope.spawn(|| {
             let mut removed = 0;
             while !stop.load(Relaxed) {
@@ -233,7 +241,7 @@ fn gc_never_takes_what_was_said_to_be_there() {
             assert_eq!(tree(&server.storage().join("jobs").join(&name)).len(), contents.len());
             server.admin("DELETE", &format!("checkouts?path={name}"), Value::Null);
         }
-        stop.store(true, Relaxed);
+        drop(stops);
         collecting.join().unwrap()
     });
     assert!(collected > 0, "nothing was ever collected");
