@@ -12,6 +12,7 @@ pub mod disk;
 pub mod domain;
 pub mod exec;
 pub mod meter;
+pub mod preview;
 pub mod scan;
 pub mod server;
 pub mod store;

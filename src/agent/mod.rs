@@ -3,4 +3,4 @@
 mod sync;
 mod upload;
 
-pub use sync::{Options, SyncError, SyncReport, create_checkout, sync};
+pub use sync::{Options, SyncError, SyncReport, create_checkout, lacking, sync};

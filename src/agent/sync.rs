@@ -1,7 +1,7 @@
 //! requirements → uploads → again until nothing is missing → create.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,7 +9,7 @@ use std::{
 use super::upload::{self, Job};
 use crate::{
     client::{ClientError, Shaman},
-    domain::{BlobId, CheckoutPath, Entry, RelPath},
+    domain::{BlobId, BlobStatus, CheckoutPath, Entry, RelPath},
     exec::Exec,
     meter::{Phase, Progress},
     scan::{HashError, Scan, ScannedFile, Scanner, SkipReason, Skipped},
@@ -199,26 +199,27 @@ fn leave_out(
     report.skipped.push(Skipped { path: path.to_string(), reason });
 }
 
-/// What the server lacks, with the files that have it; the largest first.
-async fn missing(
+/// What the server lacks of files, each content once, in the order of its answer; nothing is sent.
+///
+/// # Errors
+/// If the server cannot be reached, or refuses.
+pub async fn lacking<'a>(
     client: &mut Shaman,
-    files: &BTreeMap<RelPath, ScannedFile>,
-) -> Result<Vec<(BlobId, Vec<ScannedFile>)>, SyncError> {
-    let mut by_blob: HashMap<BlobId, Vec<&ScannedFile>> = HashMap::with_capacity(files.len());
+    files: impl IntoIterator<Item = &'a ScannedFile>,
+) -> Result<Vec<(BlobId, BlobStatus)>, SyncError> {
+    let mut asked_for = HashSet::new();
     let mut distinct = Vec::new();
-    for file in files.values() {
-        let same = by_blob.entry(file.blob()).or_default();
-        if same.is_empty() {
+    for file in files {
+        if asked_for.insert(file.blob()) {
             distinct.push(FileSpec::from(&entry(file)));
         }
-        same.push(file);
     }
     let answer = client.requirements(distinct).await?;
-    let mut missing = Vec::with_capacity(answer.len());
+    let mut lacking = Vec::with_capacity(answer.len());
     for asked in answer {
         let digest = asked.sha.parse().ok();
         let id = digest.map(|digest| BlobId { digest, size_bytes: asked.size });
-        let Some((id, same)) = id.and_then(|id| by_blob.remove_entry(&id)) else {
+        let Some(id) = id.filter(|id| asked_for.remove(id)) else {
             // Another server's dialect may list a blob twice; one that was never offered is odd.
             tracing::debug!(
                 "the server asks for {}/{}, again or for no reason",
@@ -227,7 +228,24 @@ async fn missing(
             );
             continue;
         };
-        missing.push((id, same.into_iter().cloned().collect()));
+        lacking.push((id, asked.status));
+    }
+    Ok(lacking)
+}
+
+/// What the server lacks, with the files that have it; the largest first.
+async fn missing(
+    client: &mut Shaman,
+    files: &BTreeMap<RelPath, ScannedFile>,
+) -> Result<Vec<(BlobId, Vec<ScannedFile>)>, SyncError> {
+    let lacking = lacking(client, files.values()).await?;
+    let mut missing: Vec<_> = lacking.into_iter().map(|(id, _)| (id, Vec::new())).collect();
+    let places: HashMap<BlobId, usize> =
+        missing.iter().enumerate().map(|(place, (id, _))| (*id, place)).collect();
+    for file in files.values() {
+        if let Some(&place) = places.get(&file.blob()) {
+            missing[place].1.push(file.clone());
+        }
     }
     missing.sort_by_key(|(id, _)| std::cmp::Reverse(id.size_bytes));
     Ok(missing)

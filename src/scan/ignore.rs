@@ -1,11 +1,13 @@
 //! Which files are none of our business.
 
-use std::{path::Path, sync::Arc};
-
-use ignore::{
-    Match,
-    gitignore::{Gitignore, GitignoreBuilder},
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder, Glob};
+use serde::Serialize;
 
 /// The name of the files with a project's own rules, in gitignore syntax; each counts for its
 /// directory and what is below.
@@ -25,6 +27,56 @@ pub const DEFAULT_IGNORES: &[&str] = &[
     ".DS_Store",
     ".mayaSwatches/",
 ];
+
+/// One line of a project's rules, or a default.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct IgnoreRule {
+    /// The pattern as it is written.
+    pub pattern: String,
+    /// The file that has it; `None`: it is one of [`DEFAULT_IGNORES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// The line in that file, from 1; `None` if the file has changed since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+}
+
+impl IgnoreRule {
+    fn of(glob: &Glob) -> Self {
+        let pattern = glob.original().to_owned();
+        Self { pattern, file: glob.from().map(Path::to_owned), line: None }
+    }
+
+    /// Whether it takes back what others ignore.
+    pub fn takes_along(&self) -> bool {
+        self.pattern.starts_with('!')
+    }
+
+    /// Finds the line. Of several that are the same, the last one counts.
+    pub(super) fn find_line(&mut self) {
+        let Some(text) = self.file.as_ref().and_then(|file| fs::read(file).ok()) else { return };
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.trim_start_matches('\u{feff}').lines().collect();
+        // As the patterns were read: blanks at the end do not count, unless they are escaped.
+        let is_it = |line: &&str| **line == self.pattern || line.trim_end() == self.pattern;
+        self.line = lines.iter().rposition(is_it).map(|index| index + 1);
+    }
+}
+
+/// The rule that decides about a path below a root; `None` if none says anything.
+pub fn deciding_rule(root: &Path, default_ignores: bool, path: &Path) -> Option<IgnoreRule> {
+    let is_dir = fs::symlink_metadata(root.join(path)).is_ok_and(|found| found.is_dir());
+    let mut rules = Rules::new(root, default_ignores);
+    let outer = path.parent().into_iter().flat_map(Path::ancestors).collect::<Vec<_>>();
+    for dir in outer.into_iter().rev().map(|dir| root.join(dir)) {
+        if dir.join(IGNORE_FILE).exists() {
+            rules = rules.enter(&dir);
+        }
+    }
+    let mut rule = rules.decide(&root.join(path), is_dir)?;
+    rule.find_line();
+    Some(rule)
+}
 
 /// The rules that hold in one directory.
 #[derive(Debug, Clone, Default)]
@@ -74,15 +126,23 @@ impl Rules {
 
     /// Whether this path, in the directory these rules are for, is ignored: the innermost rule decides.
     pub fn ignore(&self, path: &Path, is_dir: bool) -> bool {
+        self.find(path, is_dir, |glob| !glob.is_whitelist()).unwrap_or(false)
+    }
+
+    /// The rule that decides about this path, in the directory these rules are for.
+    pub fn decide(&self, path: &Path, is_dir: bool) -> Option<IgnoreRule> {
+        self.find(path, is_dir, IgnoreRule::of)
+    }
+
+    fn find<T>(&self, path: &Path, is_dir: bool, then: impl Fn(&Glob) -> T) -> Option<T> {
         let mut level = &self.0;
         while let Some(Level { rules, outer }) = level.as_deref() {
-            match rules.matched(path, is_dir) {
-                Match::Ignore(_) => return true,
-                Match::Whitelist(_) => return false,
-                Match::None => level = &outer.0,
+            if let Some(glob) = rules.matched(path, is_dir).inner() {
+                return Some(then(glob));
             }
+            level = &outer.0;
         }
-        false
+        None
     }
 }
 
@@ -136,5 +196,28 @@ mod tests {
             "projects may want what is ignored by default"
         );
         assert!(inner.ignore(&root.join("keep/a.blend2"), false));
+    }
+    #[test]
+    fn the_rule_that_decides_has_a_file_and_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join(IGNORE_FILE), "\u{feff}# comment\n*.tmp  \r\n*.log\n*.tmp\nsp\\ \n")
+            .unwrap();
+        fs::write(root.join("a").join(IGNORE_FILE), "\n!keep.tmp\n*.blend2").unwrap();
+        let decide = |path: &str| deciding_rule(root, true, Path::new(path));
+        let rule = |pattern: &str, file: &str, line| {
+            let file = (!file.is_empty()).then(|| root.join(file));
+            Some(IgnoreRule { pattern: pattern.into(), file, line })
+        };
+        assert_eq!(decide("x.tmp"), rule("*.tmp", IGNORE_FILE, Some(4)));
+        assert_eq!(decide("a/b/x.log"), rule("*.log", IGNORE_FILE, Some(3)));
+        assert_eq!(decide("sp "), rule("sp\\ ", IGNORE_FILE, Some(5)));
+        let inner = "a/.farmhandignore";
+        assert_eq!(decide("a/b/keep.tmp"), rule("!keep.tmp", inner, Some(2)));
+        assert!(decide("a/b/keep.tmp").unwrap().takes_along());
+        assert_eq!(decide("a/x.blend2"), rule("*.blend2", inner, Some(3)));
+        assert_eq!(decide("a/x.blend1"), rule("*.blend[1-9]", "", None));
+        assert_eq!(decide("a/x.png"), None);
     }
 }

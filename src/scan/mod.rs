@@ -4,6 +4,7 @@ mod cache;
 mod hash;
 mod ignore;
 mod plan;
+mod survey;
 mod walk;
 
 use std::{
@@ -16,10 +17,11 @@ use std::{
     time::Duration,
 };
 
-pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE};
+pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule};
 pub use cache::HashCache;
 pub use hash::HashError;
-pub use walk::{SkipReason, Skipped, WalkError};
+pub use survey::{Known, Survey};
+pub use walk::{Ignored, SkipReason, Skipped, WalkError};
 
 use crate::{
     disk::Fingerprint,
@@ -143,18 +145,37 @@ impl Scanner {
     /// # Errors
     /// If `path` is not there or cannot be read, or the scan was stopped.
     pub fn scan(&mut self, path: &Path) -> Result<Scan, ScanError> {
+        let survey = self.survey(path, false)?;
+        self.finish(survey)
+    }
+
+    /// Finds out what there is, and what is known of it, without reading a file: the first half of a
+    /// scan. If `note_ignored`, also what is ignored, and why.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn survey(&mut self, path: &Path, note_ignored: bool) -> Result<Survey, ScanError> {
         self.progress.enter(Phase::Walking);
-        let walked = walk::walk(path, &self.options, &self.pool, &self.progress, &self.stop)?;
+        let walked =
+            walk::walk(path, &self.options, note_ignored, &self.pool, &self.progress, &self.stop)?;
         if self.stop.load(Relaxed) {
             return Err(ScanError::Stopped);
         }
-        let (root, mut skipped) = (walked.root, walked.skipped);
+        let (root, skipped) = (walked.root, walked.skipped);
         let known = self.cache.load(&root);
         if walked.is_whole_root {
             self.cache.forget(&root, &known, &walked.files);
         }
         let plan = plan::plan(walked.files, &known);
-        drop(known);
+        Ok(Survey::new(root, skipped, walked.ignored, plan))
+    }
+
+    /// Hashes what is not known: the second half of a scan.
+    ///
+    /// # Errors
+    /// If it was stopped.
+    pub fn finish(&mut self, survey: Survey) -> Result<Scan, ScanError> {
+        let Survey { root, mut skipped, plan, .. } = survey;
         let mut files = plan.trusted;
 
         self.progress.enter(Phase::Hashing);

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use super::{ScannedFile, cache::CacheRow, walk::Found};
-use crate::disk::Fingerprint;
+use crate::{
+    disk::Fingerprint,
+    domain::{Digest, RelPath},
+};
 
 /// Within this time of its last change, a file may change again and keep its times: the coarsest
 /// clock tick of kernels that note times to the nanosecond is 10 ms (`CONFIG_HZ=100`).
@@ -18,6 +21,8 @@ pub(super) struct HashPlan {
     pub trusted: Vec<ScannedFile>,
     /// Largest first.
     pub to_hash: Vec<Found>,
+    /// Of these, the ones that were hashed before, with what came of it.
+    pub outdated: HashMap<RelPath, Digest>,
 }
 
 pub(super) fn plan(files: Vec<Found>, cache: &HashMap<String, CacheRow>) -> HashPlan {
@@ -30,7 +35,12 @@ pub(super) fn plan(files: Vec<Found>, cache: &HashMap<String, CacheRow>) -> Hash
                 digest: row.digest,
                 cached: true,
             }),
-            _ => plan.to_hash.push(found),
+            row => {
+                if let Some(row) = row {
+                    plan.outdated.insert(found.path.clone(), row.digest);
+                }
+                plan.to_hash.push(found);
+            }
         }
     }
     plan.to_hash.sort_by_key(|found| std::cmp::Reverse(found.fingerprint.size_bytes));
@@ -58,7 +68,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::Digest;
 
     fn fingerprint(size_bytes: u64, at_ns: i64) -> Fingerprint {
         Fingerprint { size_bytes, mtime_ns: at_ns, ctime_ns: at_ns, inode: 5, device: 6 }
@@ -98,6 +107,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_was_hashed_before_is_told_from_what_is_new() {
+        let now = fingerprint(1, 1_000_000_001);
+        let before = fingerprint(2, 1_000_000_001);
+        let found = |path: &str| Found { path: path.parse().unwrap(), fingerprint: now };
+        let cache = HashMap::from([("changed".to_owned(), row(before, i64::MAX))]);
+        let plan = plan(vec![found("changed"), found("new")], &cache);
+        assert_eq!(plan.to_hash.len(), 2);
+        assert_eq!(
+            plan.outdated,
+            [("changed".parse().unwrap(), Digest::from_bytes([9; 32]))].into()
+        );
+    }
+
     proptest! {
         #[test]
         fn each_file_is_planned_once_and_the_largest_first(sizes in prop::collection::vec(0u64..9, 0..20)) {
@@ -112,6 +135,7 @@ mod tests {
             let plan = plan(files.clone(), &cache);
             prop_assert_eq!(plan.trusted.len(), files.len().div_ceil(2));
             prop_assert_eq!(plan.to_hash.len(), files.len() / 2);
+            prop_assert!(plan.outdated.is_empty());
             prop_assert!(plan.to_hash.is_sorted_by_key(|f| std::cmp::Reverse(f.fingerprint.size_bytes)));
         }
     }

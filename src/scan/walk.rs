@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     HashError, Options,
-    ignore::{IGNORE_FILE, Rules},
+    ignore::{IGNORE_FILE, IgnoreRule, Rules},
 };
 use crate::{
     disk::Fingerprint,
@@ -38,6 +38,17 @@ pub struct Skipped {
     pub path: String,
     /// Why.
     pub reason: SkipReason,
+}
+
+/// Something that a rule ignores; what is in an ignored folder is not looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ignored {
+    /// Its path below the root, with unreadable characters replaced.
+    pub path: String,
+    /// Whether it is a folder.
+    pub is_dir: bool,
+    /// The rule.
+    pub rule: IgnoreRule,
 }
 
 /// Why something is not in the checkout.
@@ -142,6 +153,8 @@ pub(super) struct Walked {
     pub root: PathBuf,
     pub files: Vec<Found>,
     pub skipped: Vec<Skipped>,
+    /// What was ignored, if that was to be noted.
+    pub ignored: Vec<Ignored>,
     /// Whether `files` is all there is below `root`.
     pub is_whole_root: bool,
 }
@@ -150,6 +163,7 @@ pub(super) struct Walked {
 pub(super) fn walk(
     path: &Path,
     options: &Options,
+    note_ignored: bool,
     pool: &rayon::ThreadPool,
     progress: &Progress,
     stop: &AtomicBool,
@@ -167,12 +181,14 @@ pub(super) fn walk(
         return Err(WalkError::NotAFile { path: path.to_owned(), what: kind(&metadata) });
     }
     fs::read_dir(&absolute).map_err(unreadable)?;
-    let walk = Walk { progress, stop, found: Mutex::default() };
+    let walk = Walk { progress, stop, note_ignored, found: Mutex::default() };
     let rules = Rules::new(&absolute, options.default_ignores);
     pool.scope(|scope| walk.dir(scope, absolute.clone(), None, rules));
-    let (mut files, skipped) = walk.found.into_inner().expect("BUG: no one panics with this lock");
+    let found = walk.found.into_inner().expect("BUG: no one panics with this lock");
+    let FoundAll { mut files, skipped, mut ignored } = found;
     files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(Walked { root: absolute, files, skipped, is_whole_root: true })
+    ignored.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    Ok(Walked { root: absolute, files, skipped, ignored, is_whole_root: true })
 }
 
 fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked, WalkError> {
@@ -189,6 +205,7 @@ fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked
         root: root.to_owned(),
         files: vec![found],
         skipped: Vec::new(),
+        ignored: Vec::new(),
         is_whole_root: false,
     })
 }
@@ -196,14 +213,22 @@ fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked
 struct Walk<'a> {
     progress: &'a Progress,
     stop: &'a AtomicBool,
-    found: Mutex<(Vec<Found>, Vec<Skipped>)>,
+    note_ignored: bool,
+    found: Mutex<FoundAll>,
+}
+
+#[derive(Default)]
+struct FoundAll {
+    files: Vec<Found>,
+    skipped: Vec<Skipped>,
+    ignored: Vec<Ignored>,
 }
 
 /// What a name in a directory turns out to be.
 enum Item {
     File(Found),
     Dir { name: OsString, prefix: String },
-    Ignored,
+    Ignored(Option<Ignored>),
 }
 
 impl<'a> Walk<'a> {
@@ -229,10 +254,10 @@ impl<'a> Walk<'a> {
         };
         let own_rules = entries.iter().any(|entry| entry.file_name() == IGNORE_FILE);
         let rules = if own_rules { rules.enter(&dir) } else { rules };
-        let look = |entry: &fs::DirEntry| look(entry, prefix.as_deref(), &rules);
+        let look = |entry: &fs::DirEntry| look(entry, prefix.as_deref(), &rules, self.note_ignored);
         // A round trip each on a network disk.
         let items: Vec<_> = entries.par_iter().with_min_len(32).map(look).collect();
-        let (mut files, mut skipped) = (Vec::new(), Vec::new());
+        let (mut files, mut skipped, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
         for item in items {
             match item {
                 Ok(Item::File(found)) => files.push(found),
@@ -240,22 +265,28 @@ impl<'a> Walk<'a> {
                     let (dir, rules) = (dir.join(name), rules.clone());
                     scope.spawn(move |scope| self.dir(scope, dir, Some(prefix), rules));
                 }
-                Ok(Item::Ignored) => {}
+                Ok(Item::Ignored(noted)) => ignored.extend(noted),
                 Err(skip) => skipped.push(skip),
             }
         }
         self.progress.add_files(files.len() as u64);
         let mut found = self.found.lock().expect("BUG: no one panics with this lock");
-        found.0.append(&mut files);
-        found.1.append(&mut skipped);
+        found.files.append(&mut files);
+        found.skipped.append(&mut skipped);
+        found.ignored.append(&mut ignored);
     }
 
     fn skip(&self, skipped: Skipped) {
-        self.found.lock().expect("BUG: no one panics with this lock").1.push(skipped);
+        self.found.lock().expect("BUG: no one panics with this lock").skipped.push(skipped);
     }
 }
 
-fn look(entry: &fs::DirEntry, prefix: Option<&str>, rules: &Rules) -> Result<Item, Skipped> {
+fn look(
+    entry: &fs::DirEntry,
+    prefix: Option<&str>,
+    rules: &Rules,
+    note_ignored: bool,
+) -> Result<Item, Skipped> {
     let below = |name: &str| match prefix {
         Some(prefix) => format!("{prefix}/{name}"),
         None => name.to_owned(),
@@ -265,7 +296,10 @@ fn look(entry: &fs::DirEntry, prefix: Option<&str>, rules: &Rules) -> Result<Ite
     let kind_of = entry.file_type().map_err(|error| skip(error.into()))?;
     let path = entry.path();
     if rules.ignore(&path, kind_of.is_dir()) {
-        return Ok(Item::Ignored);
+        let rule = if note_ignored { rules.decide(&path, kind_of.is_dir()) } else { None };
+        let path = || below(&name.to_string_lossy());
+        let noted = rule.map(|rule| Ignored { path: path(), is_dir: kind_of.is_dir(), rule });
+        return Ok(Item::Ignored(noted));
     }
     let Some(text) = name.to_str() else {
         return Err(skip(SkipReason::BadName(NameError::NotUtf8.to_string())));
@@ -324,7 +358,7 @@ mod tests {
 
     fn walk_all(root: &Path) -> Walked {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
-        walk(root, &Options::default(), &pool, &Progress::default(), &AtomicBool::new(false))
+        walk(root, &Options::default(), true, &pool, &Progress::default(), &AtomicBool::new(false))
             .unwrap()
     }
 
@@ -355,6 +389,19 @@ mod tests {
             ["a/.farmhandignore", "a/deep/er/звук.wav", "a/scene.blend", "b.png"]
         );
         assert_eq!(walked.skipped, []);
+        let ignored: Vec<_> = walked
+            .ignored
+            .iter()
+            .map(|one| (one.path.as_str(), one.is_dir, one.rule.pattern.as_str()))
+            .collect();
+        assert_eq!(
+            ignored,
+            [
+                (".git", true, ".git/"),
+                ("a/scene.blend1", false, "*.blend[1-9]"),
+                ("a/x.skip", false, "*.skip")
+            ]
+        );
     }
 
     #[cfg(target_os = "linux")]

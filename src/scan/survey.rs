@@ -1,0 +1,78 @@
+//! What is known of a folder before any of its files is read.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use super::{Ignored, Skipped, plan::HashPlan};
+use crate::domain::{Digest, RelPath};
+
+/// What is known of a file that was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing: it was never hashed at this place.
+    New,
+    /// It was hashed, and does not look the same any more, or was too young then to be sure.
+    Outdated,
+    /// It was hashed, and looks the same.
+    Unchanged,
+}
+
+/// A folder that was walked and looked up in the hash cache: the first half of a scan.
+#[derive(Debug)]
+pub struct Survey {
+    /// The folder, as an absolute path.
+    pub root: PathBuf,
+    /// What cannot be in the checkout, sorted by path.
+    pub skipped: Vec<Skipped>,
+    /// What was ignored, if that was to be noted, sorted by path.
+    pub ignored: Vec<Ignored>,
+    pub(super) plan: HashPlan,
+}
+
+impl Survey {
+    pub(super) fn new(
+        root: PathBuf,
+        mut skipped: Vec<Skipped>,
+        mut ignored: Vec<Ignored>,
+        plan: HashPlan,
+    ) -> Self {
+        skipped.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        // Rules are few, and what they ignore may be much.
+        let mut lines: HashMap<(String, Option<PathBuf>), Option<usize>> = HashMap::new();
+        for Ignored { rule, .. } in &mut ignored {
+            let key = (rule.pattern.clone(), rule.file.clone());
+            rule.line = *lines.entry(key).or_insert_with(|| {
+                rule.find_line();
+                rule.line
+            });
+        }
+        Self { root, skipped, ignored, plan }
+    }
+
+    /// All files with their sizes, in no order.
+    pub fn files(&self) -> impl Iterator<Item = (&RelPath, u64, Known)> {
+        let HashPlan { trusted, to_hash, outdated } = &self.plan;
+        let trusted =
+            trusted.iter().map(|file| (&file.path, file.fingerprint.size_bytes, Known::Unchanged));
+        let to_hash = to_hash.iter().map(|found| {
+            let known =
+                if outdated.contains_key(&found.path) { Known::Outdated } else { Known::New };
+            (&found.path, found.fingerprint.size_bytes, known)
+        });
+        trusted.chain(to_hash)
+    }
+
+    /// The old digests of the files that are [`Known::Outdated`]: some may turn out to be unchanged.
+    pub fn outdated(&self) -> &HashMap<RelPath, Digest> {
+        &self.plan.outdated
+    }
+
+    /// Forgets all files but this one, or those below this folder.
+    pub fn retain_below(&mut self, path: &str) {
+        let keep = |file: &RelPath| Path::new(file.as_str()).starts_with(path);
+        self.plan.trusted.retain(|file| keep(&file.path));
+        self.plan.to_hash.retain(|found| keep(&found.path));
+    }
+}
