@@ -138,7 +138,7 @@ impl Checkout {
 }
 
 /// The folder's name and the time: `shot 010-20261123T195738Z`.
-fn default_name(dir: &Path) -> CheckoutPath {
+pub(super) fn default_name(dir: &Path) -> CheckoutPath {
     // `.` and `..` have no name of their own.
     let real = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let name = real.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -79,7 +79,7 @@ fn print_all(path: &Path, scan: &Scan, as_json: bool) -> Result<(), Failure> {
 }
 
 /// One line per file, whatever its name: control characters are written as escapes.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     let escape =
         |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     name.chars().map(escape).collect()

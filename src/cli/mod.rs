@@ -9,6 +9,7 @@ mod exit;
 mod fuzz;
 mod hash;
 mod logging;
+mod plan;
 mod progress;
 mod push;
 mod serve;
@@ -79,6 +80,7 @@ struct Global {
 enum Command {
     Checkout(checkout::Checkout),
     Push(push::Push),
+    Plan(plan::Plan),
     Hash(hash::Hash),
     Serve(serve::Serve),
     Store(store::Store),
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
     match &cli.command {
         Command::Checkout(command) => command.overrides(&mut overrides),
         Command::Push(command) => command.overrides(&mut overrides),
+        Command::Plan(command) => command.overrides(&mut overrides),
         Command::Hash(command) => command.overrides(&mut overrides),
         Command::Serve(command) => command.overrides(&mut overrides),
         Command::Store(command) => command.overrides(&mut overrides),
@@ -123,6 +126,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Checkout(command) => block_on(command.run(&context)),
         Command::Push(command) => block_on(command.run(&context)),
+        Command::Plan(command) => block_on(command.run(&context)),
         Command::Hash(command) => block_on(command.run(&context)),
         Command::Serve(command) => block_on(command.run(&context)),
         Command::Store(command) => block_on(command.run(&context)),

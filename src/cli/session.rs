@@ -138,10 +138,19 @@ impl Scans {
     }
 
     async fn scan_quietly(&self, path: &Path) -> Result<Scan, Failure> {
-        let (scanner, path) = (self.scanner.clone(), path.to_owned());
+        let path = path.to_owned();
+        self.with_scanner(move |scanner| scanner.scan(&path)).await
+    }
+
+    /// Has the scanner do something, on its thread.
+    pub async fn with_scanner<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Scanner) -> Result<T, ScanError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let scanner = self.scanner.clone();
         self.exec
             .blocking(move || match scanner.lock() {
-                Ok(mut scanner) => scanner.scan(&path).map_err(Failure::from),
+                Ok(mut scanner) => work(&mut scanner).map_err(Failure::from),
                 Err(_) => Err(Failure::new(Exit::Failed, "BUG: an earlier scan panicked")),
             })
             .await

@@ -54,7 +54,7 @@ fn as_text<S: serde::Serializer>(path: &RelPath, serializer: S) -> Result<S::Ok,
 
 impl PlannedFile {
     /// Whether a sync would send it; if no server was asked, whether it would read it.
-    pub fn is_work(&self) -> bool {
+    pub fn is_pending(&self) -> bool {
         match self.there {
             Some(there) => there == BlobStatus::Unknown,
             None => self.here != Here::Unchanged,

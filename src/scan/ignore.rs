@@ -7,7 +7,7 @@ use std::{
 };
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder, Glob};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// The name of the files with a project's own rules, in gitignore syntax; each counts for its
 /// directory and what is below.
@@ -34,11 +34,15 @@ pub struct IgnoreRule {
     /// The pattern as it is written.
     pub pattern: String,
     /// The file that has it; `None`: it is one of [`DEFAULT_IGNORES`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub file: Option<PathBuf>,
     /// The line in that file, from 1; `None` if the file has changed since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<usize>,
+}
+
+fn as_text<S: Serializer>(file: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    file.as_ref().map(|file| file.to_string_lossy()).serialize(serializer)
 }
 
 impl IgnoreRule {
