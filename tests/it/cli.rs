@@ -12,21 +12,21 @@ use serde_json::{Value, json};
 
 use super::common::*;
 
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub(super) struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Ran {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{}", self.err);
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
     }
 
     /// It failed with this code, and said why in one line, with all of this in it.
     #[track_caller]
-    fn fails(&self, code: i32, says: &[&str]) {
+    pub fn fails(&self, code: i32, says: &[&str]) {
         assert_eq!(self.code, code, "{}", self.err);
         assert_eq!(self.out, "");
         assert_eq!(self.err.trim_end().lines().count(), 1, "{}", self.err);
@@ -36,7 +36,7 @@ impl Ran {
     }
 }
 
-fn run(command: &mut Command) -> Ran {
+pub(super) fn run(command: &mut Command) -> Ran {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     Ran {
         code: status.code().expect("it was killed"),
@@ -45,23 +45,23 @@ fn run(command: &mut Command) -> Ran {
     }
 }
 
-struct Home(tempfile::TempDir);
+pub(super) struct Home(tempfile::TempDir);
 
 impl Home {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    pub fn run(&self, arguments: &[&str]) -> Ran {
         run(farmhand(self.path()).current_dir(self.path()).args(arguments))
     }
 
     /// A copy of the real project.
-    fn project(&self) -> String {
+    pub fn project(&self) -> String {
         let project = self.path().join("project");
         copy(&fixture("blend-project"), &project);
         project.to_str().unwrap().to_owned()

@@ -156,7 +156,7 @@ impl Report {
         let each_once = match server.uploads == server.to_send {
             true => String::new(),
             false => format!(
-                ", the same content once: {}, {}",
+                " (the same content once: {}, {})",
                 files(server.uploads.files),
                 ByteSize::b(server.uploads.bytes)
             ),
@@ -310,9 +310,14 @@ fn trouble(trouble: Trouble) -> &'static str {
 
 /// A folder with its sequences and files, the largest first.
 fn write_folder(out: &mut String, folder: &Folder<'_>, shown: usize) -> fmt::Result {
+    if let [(group, files)] = &folder.groups[..] {
+        let path = if folder.path.is_empty() { String::new() } else { folder_name(folder.path) };
+        let what = format!("{path}{} ({})", escaped(&group.pattern), reasons(files));
+        return row(out, Sum::of(folder.files()), &what);
+    }
     row(out, Sum::of(folder.files()), &folder_name(folder.path))?;
     let mut groups: Vec<_> = folder.groups.iter().collect();
-    if shown < groups.len() {
+    if shown < usize::MAX {
         let bytes = |files: &[&PlannedFile]| Sum::of(files.iter().copied()).bytes;
         groups.sort_by_cached_key(|(_, files)| std::cmp::Reverse(bytes(files)));
     }
