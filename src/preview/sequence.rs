@@ -1,6 +1,6 @@
 //! Frame sequences: `smoke_0001.vdb` to `smoke_0240.vdb` are `smoke_[0001-0240].vdb`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Fewer names than this are listed one by one.
 const MIN_NAMES: usize = 3;
@@ -68,7 +68,7 @@ pub fn group(names: &[&str]) -> Vec<Group> {
         for ((prefix, suffix), members) in sequences {
             for members in by_padding(members) {
                 if members.len() < MIN_NAMES {
-                    left.extend(members.iter().map(|(member, ..)| member));
+                    left.extend(members.iter().map(|numbered| numbered.member));
                 } else {
                     groups.push(sequence(prefix, suffix, &members));
                 }
@@ -107,42 +107,50 @@ fn split(name: &str, from_last: usize) -> Option<(&str, &str, &str)> {
     None
 }
 
+/// A name with its number.
+struct Numbered<'a> {
+    member: usize,
+    value: u64,
+    digits: &'a str,
+}
+
 /// Tells apart numbers that are padded differently, each with its value, in order. A number that
 /// begins with no zero goes with those padded to its length, or else to the next shorter one: after
 /// `0999` comes `1000`, and after `9999` comes `10000`. Without such it is not padded.
-fn by_padding(members: Vec<(usize, &str)>) -> Vec<Vec<(usize, u64, &str)>> {
-    let is_padded = |digits: &str| digits.len() > 1 && digits.starts_with('0');
-    let mut classes: Vec<(usize, Vec<(usize, u64, &str)>)> = vec![(0, Vec::new())];
-    for (_, digits) in members.iter().filter(|(_, digits)| is_padded(digits)) {
-        if let Err(place) = classes.binary_search_by_key(&digits.len(), |class| class.0) {
-            classes.insert(place, (digits.len(), Vec::new()));
+fn by_padding(members: Vec<(usize, &str)>) -> impl Iterator<Item = Vec<Numbered<'_>>> {
+    // By the length that is padded to; 0 is for none.
+    let mut classes: BTreeMap<usize, Vec<Numbered<'_>>> = BTreeMap::from([(0, Vec::new())]);
+    for (_, digits) in &members {
+        if digits.len() > 1 && digits.starts_with('0') {
+            classes.entry(digits.len()).or_default();
         }
     }
     for (member, digits) in members {
-        let place = classes.partition_point(|class| class.0 <= digits.len()) - 1;
         let value = digits.parse().expect("BUG: at most 18 digits");
-        classes[place].1.push((member, value, digits));
+        if let Some((_, class)) = classes.range_mut(..=digits.len()).next_back() {
+            class.push(Numbered { member, value, digits });
+        }
     }
-    for (_, class) in &mut classes {
-        class.sort_unstable_by_key(|&(_, value, _)| value);
-    }
-    classes.into_iter().map(|(_, class)| class).collect()
+    classes.into_values().map(|mut class| {
+        class.sort_unstable_by_key(|numbered| numbered.value);
+        class
+    })
 }
 
 /// A sequence of numbers in their order.
-fn sequence(prefix: &str, suffix: &str, members: &[(usize, u64, &str)]) -> Group {
+fn sequence(prefix: &str, suffix: &str, members: &[Numbered<'_>]) -> Group {
     let mut runs: Vec<(String, String)> = Vec::new();
     let mut missing = 0;
     let mut before = None;
-    for (_, value, digits) in members {
+    for &Numbered { value, digits, .. } in members {
         match (before, runs.last_mut()) {
-            (Some(before), Some(run)) if before + 1 == *value => run.1 = (*digits).to_owned(),
+            (Some(before), Some(run)) if before + 1 == value => run.1 = digits.to_owned(),
             _ => {
                 missing += before.map_or(0, |before| value - before - 1);
-                runs.push(((*digits).to_owned(), (*digits).to_owned()));
+                runs.push((digits.to_owned(), digits.to_owned()));
             }
         }
-        before = Some(*value);
+        before = Some(value);
     }
     let shown: Vec<String> = runs
         .iter()
@@ -150,7 +158,7 @@ fn sequence(prefix: &str, suffix: &str, members: &[(usize, u64, &str)]) -> Group
         .collect();
     Group {
         pattern: format!("{prefix}[{}]{suffix}", shown.join(",")),
-        members: members.iter().map(|(member, ..)| *member).collect(),
+        members: members.iter().map(|numbered| numbered.member).collect(),
         frames: Some(Frames {
             prefix: prefix.to_owned(),
             suffix: suffix.to_owned(),

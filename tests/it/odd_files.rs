@@ -83,9 +83,9 @@ fn skips(home: &Path, as_nobody: bool, expected: &[(&str, &str)]) {
 fn a_file_and_a_folder_that_cannot_be_read() {
     let home = folder(|dir| {
         fs::write(dir.join("locked"), "x").unwrap();
-        fs::set_permissions(dir.join("locked"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.join("locked"), fs::Permissions::from_mode(0o0)).unwrap();
         fs::create_dir(dir.join("a/closed")).unwrap();
-        fs::set_permissions(dir.join("a/closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.join("a/closed"), fs::Permissions::from_mode(0o0)).unwrap();
     });
     let expected =
         [("locked", "cannot be read: Permission"), ("a/closed", "cannot be read: Permission")];
