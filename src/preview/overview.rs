@@ -55,7 +55,13 @@ pub fn overview<'a>(files: impl IntoIterator<Item = &'a PlannedFile>, enough: us
         places.extend(direct(node));
         whole.extend(node.children.values());
     }
-    for node in whole.into_iter().map(|at| &nodes[at]) {
+    for mut node in whole.into_iter().map(|at| &nodes[at]) {
+        // A folder with nothing but one folder in it says less than that one.
+        while let (0, 1, Some(&only)) =
+            (node.direct.files, node.children.len(), node.children.values().next())
+        {
+            node = &nodes[only];
+        }
         if node.children.is_empty() {
             places.extend(direct(node));
         } else {
@@ -99,6 +105,10 @@ mod tests {
             places.into_iter().map(|place| (place.path, place.is_direct, place.sum.bytes)).collect()
         };
         assert_eq!(shown(1), [("".into(), false, 109)]);
+        let chain = overview(&[file("a/b/c/1", 1), file("a/b/d/2", 1), file("a/b/d/3", 1)], 0);
+        assert_eq!((chain.len(), chain[0].path.as_str(), chain[0].is_direct), (1, "a/b", false));
+        let leaf = overview(&[file("a/b/c/1", 1)], 0);
+        assert_eq!((leaf[0].path.as_str(), leaf[0].is_direct), ("a/b/c", true));
         assert_eq!(
             shown(4),
             [
