@@ -201,6 +201,7 @@ impl Store {
                         Kept::No => old.push(id),
                     }
                 }
+                self.counts.counted(prefix, stored);
                 work.did(stored.blobs, 0);
                 Ok((stored, young, held, old))
             })
@@ -278,6 +279,7 @@ impl Store {
             Kept::Young | Kept::Held => Ok(false),
             Kept::No => {
                 remove_file(&file)?;
+                self.counts.removed(id);
                 // Not empty if there is a blob of the same digest and another size.
                 remove_dir_if_empty(&dir)?;
                 Ok(true)
