@@ -19,10 +19,7 @@ use super::{
     Options, Stopped, Store, Work, gc::names_of, layout::Layout, records::unix_s, walk::Item,
 };
 use crate::{
-    disk::{
-        DiskError, IoContext, make_read_only, read_from_disk, remove_dir_if_empty, rename,
-        replace_file,
-    },
+    disk::{DiskError, IoContext, make_read_only, read_from_disk, rename, replace_file},
     domain::{BlobId, Digest, report::Quarantined, report::ScrubReport},
 };
 
@@ -261,7 +258,7 @@ impl Store {
         let name = format!("{}-{}-{now}-{:04x}", id.digest, id.size_bytes, fastrand::u16(..));
         let target = self.layout.quarantine().join(name);
         rename(path, &target)?;
-        remove_dir_if_empty(&self.layout.blob(id).0)?;
+        self.remove_blob_dir(&self.layout.blob(id).0);
         Ok(target)
     }
 
