@@ -60,6 +60,23 @@ impl Lock {
         }
     }
 
+    /// Takes the lock of a directory, too, where that can be had: nobody removes that by mistake, as
+    /// they may the file, whose lock would be worth nothing then.
+    ///
+    /// # Errors
+    /// If another process holds it.
+    pub fn acquire_directory(path: &Path) -> Result<Option<File>, LockError> {
+        // Network disks and Windows do not lock directories: then there is the file's lock only.
+        let Ok(dir) = File::open(path) else { return Ok(None) };
+        match dir.try_lock() {
+            Ok(()) => Ok(Some(dir)),
+            Err(TryLockError::WouldBlock) => {
+                Err(LockError::Held { note: "its lock file has been removed".into() })
+            }
+            Err(TryLockError::Error(_)) => Ok(None),
+        }
+    }
+
     /// Leaves a note for those who find the lock held.
     ///
     /// # Errors

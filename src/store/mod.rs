@@ -148,6 +148,7 @@ pub struct Store {
     collecting: Mutex<()>,
     scrubbing: Mutex<()>,
     lock: Mutex<Lock>,
+    _dir_lock: Option<std::fs::File>,
 }
 
 impl Store {
@@ -160,11 +161,13 @@ impl Store {
         std::fs::create_dir_all(dir).on("create the storage directory", dir)?;
         let dir = std::path::absolute(dir).on("find", dir)?;
         let layout = Layout::new(&dir);
-        let lock = Lock::acquire(&layout.lock()).map_err(|error| match error {
+        let held = |error| match error {
             LockError::Held { note } => OpenError::InUse { dir: dir.display().to_string(), note },
             LockError::Disk(error) => error.into(),
-        })?;
+        };
+        let lock = Lock::acquire(&layout.lock()).map_err(held)?;
         layout.create(options.durability)?;
+        let dir_lock = Lock::acquire_directory(&layout.stored()).map_err(held)?;
         receive::remove_leftovers(&layout, std::time::Duration::ZERO)?;
         records::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
@@ -181,6 +184,7 @@ impl Store {
             collecting: Mutex::default(),
             scrubbing: Mutex::default(),
             lock: lock.into(),
+            _dir_lock: dir_lock,
         }))
     }
 

@@ -304,3 +304,45 @@ fn leads_nowhere(error: &io::Error) -> bool {
     let is_loop = false;
     is_loop || matches!(error.kind(), NotFound | NotADirectory)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// One that is moved from where the walk has not been yet to where it has already been.
+    #[test]
+    fn what_moves_while_it_is_walked_is_found_when_it_settles() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let mut missed = 0;
+        for attempt in 0..40 {
+            let root = tempfile::tempdir().unwrap();
+            let at = |name: &str| root.path().join(name);
+            for (number, dir) in ["p", "q", "r"].iter().enumerate() {
+                fs::create_dir(at(dir)).unwrap();
+                if number != attempt % 3 {
+                    fs::write(at(dir).join("file"), "").unwrap();
+                }
+            }
+            let from = at(["p", "q", "r"][attempt % 3]).join("mover");
+            fs::create_dir(&from).unwrap();
+            fs::write(from.join("x"), "").unwrap();
+            let seen = Mutex::new(HashSet::new());
+            let visit = |path: &Path, _: Held| {
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                // Where this file is has been listed.
+                let to = path.parent().unwrap().join("mover");
+                if seen.lock().unwrap().insert(name) && !path.ends_with("mover/x") {
+                    fs::rename(&from, &to).unwrap();
+                }
+            };
+            let walk = Walk::new(&visit);
+            pool.install(|| walk.run(root.path())).unwrap();
+            missed += usize::from(!seen.lock().unwrap().contains("x"));
+            pool.install(|| walk.settle()).unwrap();
+            assert!(seen.lock().unwrap().contains("x"));
+        }
+        assert!(missed > 0, "it never moved to where the walk had been");
+    }
+}

@@ -186,8 +186,16 @@ fn gc_never_takes_what_was_said_to_be_there() {
     let relaxed = store::Options { durability: Durability::Relaxed, ..Default::default() };
     let server = TestServer::with_store(server::Options::default(), relaxed);
     let contents: Vec<Vec<u8>> = (0..64).map(|number| format!("{number}").into_bytes()).collect();
+    /// Ends the other thread however this one ends.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     let collected = std::thread::scope(|scope| {
+        let stops = Stop(&stop);
         let collecting = scope.spawn(|| {
             let mut removed = 0;
             while !stop.load(Relaxed) {
@@ -233,7 +241,7 @@ fn gc_never_takes_what_was_said_to_be_there() {
             assert_eq!(tree(&server.storage().join("jobs").join(&name)).len(), contents.len());
             server.admin("DELETE", &format!("checkouts?path={name}"), Value::Null);
         }
-        stop.store(true, Relaxed);
+        drop(stops);
         collecting.join().unwrap()
     });
     assert!(collected > 0, "nothing was ever collected");
@@ -752,4 +760,82 @@ fn the_commands_work_with_a_directory_and_with_a_server() {
     let missing = store_command(home.path(), &["list"], &home.path().join("typo"));
     assert_eq!(missing.status.code(), Some(4));
     assert!(!home.path().join("typo").exists(), "looking makes no store");
+}
+
+/// What stands in checkouts, and what farmhand remembers, is damaged in every way: it is noticed, and
+/// costs nothing else.
+#[test]
+fn damage_to_checkouts_and_to_what_is_remembered_is_noticed_and_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = dir.path().join("storage");
+    let jobs = storage.join("jobs");
+    let start = || TestServer::over(storage.clone(), server::Options::default());
+    let server = start();
+    server.upload(b"one");
+    server.upload(b"two");
+    let names = ["deleted", "other", "folder", "foreign", "gone", "replaced", "whole"];
+    for name in names {
+        assert_eq!(server.checkout(name, &[("a", b"one"), ("b", b"two")]).status, 200);
+    }
+    fs::remove_file(jobs.join("deleted/a")).unwrap();
+    fs::remove_file(jobs.join("other/a")).unwrap();
+    fs::copy(jobs.join("other/b"), jobs.join("x")).unwrap();
+    symlink(fs::read_link(jobs.join("other/b")).unwrap(), jobs.join("other/a")).unwrap();
+    fs::remove_file(jobs.join("folder/a")).unwrap();
+    fs::create_dir(jobs.join("folder/a")).unwrap();
+    fs::remove_file(jobs.join("foreign/a")).unwrap();
+    symlink("/etc/hostname", jobs.join("foreign/a")).unwrap();
+    fs::remove_dir_all(jobs.join("gone")).unwrap();
+    fs::remove_dir_all(jobs.join("replaced")).unwrap();
+    fs::write(jobs.join("replaced"), "a file").unwrap();
+    let wrong = |server: &TestServer| -> std::collections::BTreeSet<String> {
+        let report = server.report("verify", json!({}));
+        let problems = report["problems"].as_array().unwrap().iter();
+        problems.map(|problem| problem["checkout"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(wrong(&server), names.iter().take(6).map(|name| name.to_string()).collect());
+    drop(server);
+
+    // All that is remembered becomes nonsense: nothing depends on it but what it is about.
+    for file in tree(&storage.join("farmhand")).keys() {
+        fs::remove_file(storage.join("farmhand").join(file)).unwrap();
+        fs::write(storage.join("farmhand").join(file), "nonsense").unwrap();
+    }
+    for file in ["scrub.json", "history.json"] {
+        fs::write(storage.join("farmhand").join(file), "{\"from\": 7").unwrap();
+    }
+    let server = start();
+    // By their look, they are checkouts still; what they had in them is not known any more.
+    assert_eq!(wrong(&server), ["foreign".to_owned()].into());
+    server.checkout("whole/inner", &[]).is_error(409, "is itself a checkout");
+    assert_eq!(server.report("scrub", json!({}))["complete"], true);
+    assert_eq!(server.report("gc", json!({}))["removed"]["blobs"], 0);
+    assert_eq!(server.admin("DELETE", "checkouts?path=whole", Value::Null).status, 200);
+    assert_eq!(server.checkout("whole", &[("a", b"one")]).json()["checkoutPath"], "whole");
+    assert_eq!(server.report("verify", json!({ "checkout": "whole" }))["wrong"], 0);
+}
+
+#[test]
+fn a_lock_that_is_damaged_lets_no_second_server_in() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    let server = ServerProcess::start(home.path(), &storage, &[]);
+    let lock = storage.join("farmhand.lock");
+    let second = || {
+        let mut command = farmhand(home.path());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--storage"]).arg(&storage);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    fs::write(&lock, "nonsense \u{1b}[31m").unwrap();
+    assert!(second().contains("is in use by another farmhand"));
+    fs::remove_file(&lock).unwrap();
+    assert!(second().contains("is in use by another farmhand"), "the lock file was removed");
+    drop(server);
+    fs::remove_file(&lock).unwrap();
+    fs::create_dir(&lock).unwrap();
+    assert!(second().contains("farmhand.lock"));
+    fs::remove_dir(&lock).unwrap();
+    ServerProcess::start(home.path(), &storage, &[]);
 }
