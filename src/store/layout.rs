@@ -1,16 +1,13 @@
 //! Where things stand in the storage directory. The layout of `stored/` and `jobs/` is Shaman's, so
 //! that an existing storage can be taken over and given back.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use super::Durability;
 use crate::{
-    disk::{DiskError, IoContext, create_dirs_if_missing, sync_file_system},
+    disk::{DiskError, create_dirs_if_missing, sync_file_system},
     domain::{BlobId, CheckoutPath, Digest, RelPath},
 };
 
