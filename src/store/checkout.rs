@@ -9,7 +9,12 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{Durability, Store, layout::Layout, materialize, records::Record};
+use super::{
+    Durability, Store,
+    layout::Layout,
+    materialize,
+    records::{self, Record},
+};
 use crate::{
     disk::{
         DiskError, IoContext, create_dir, remove_dir_all, remove_file, rename_new, sync_file_system,
@@ -302,11 +307,13 @@ pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
             super::remove_leftover(remove_file(&path));
             continue;
         }
-        if let Some(digest) = entry.file_name().to_str().and_then(Layout::erased) {
-            // It may have been killed before it removed the record, too.
-            super::records::forget_erased(layout, &digest)?;
-        }
-        super::remove_leftover(remove_dir_all(&path));
+        let erased = entry.file_name().to_str().and_then(Layout::erased);
+        // The name says which record may be left, so it goes after that.
+        super::remove_leftover(
+            erased
+                .map_or(Ok(()), |digest| records::forget_erased(layout, &digest))
+                .and_then(|()| remove_dir_all(&path)),
+        );
     }
     Ok(())
 }

@@ -131,8 +131,8 @@ pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Removes the record of a checkout that was being erased, if it is not there. Without this it would
-/// look as if somebody had removed it by other means, or as if its disk were missing.
+/// Removes the record of a checkout that was being erased when the process was killed, unless there
+/// is one of that name. Left alone, it would look as if the disk with the checkout were missing.
 pub(super) fn forget_erased(layout: &Layout, path: &Digest) -> Result<(), DiskError> {
     let file = layout.record_of(path);
     let record = match fs::read(&file) {
@@ -145,10 +145,7 @@ pub(super) fn forget_erased(layout: &Layout, path: &Digest) -> Result<(), DiskEr
         let found = fs::symlink_metadata(layout.checkout(path));
         found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     };
-    if path.is_some_and(|path| is_gone(&path)) {
-        super::remove_leftover(remove_file(&file));
-    }
-    Ok(())
+    if path.is_some_and(|path| is_gone(&path)) { remove_file(&file) } else { Ok(()) }
 }
 
 fn parse(text: &[u8]) -> Option<Record> {

@@ -178,6 +178,20 @@ fn check_upkeep(storage: &Path, done: &Done, at: &str) {
     }
     assert_eq!(evidence, BTreeSet::from([ROTTEN.to_vec(), EVIDENCE.to_vec()]), "{at}");
 
+    // What has happened was told, if there was an answer.
+    let garbage = GARBAGE.into_iter().chain([&b"to be pinned"[..]]);
+    let gone = garbage.filter(|content| !blob_path(storage, content).exists()).count();
+    if let Some(answer) = done.gc.as_ref().filter(|answer| gone > 0 || answer.status == 200) {
+        let collected = report(answer);
+        assert_eq!(collected["removed"]["blobs"], gone, "{at}: {collected}");
+    }
+    let moved = tree(&storage.join("file-store/quarantine")).len();
+    if let Some(answer) = done.scrub.as_ref().filter(|answer| answer.status == 200) {
+        let scrubbed = report(answer);
+        let told = scrubbed["quarantined"].as_array().unwrap().len();
+        assert_eq!(told, moved, "{at}: {scrubbed}");
+    }
+
     // Checkouts are whole or gone.
     for name in ["a", "b", "c"] {
         let link = storage.join("jobs/shows/demo").join(name);
@@ -355,6 +369,22 @@ fn a_disk_that_fails_at_any_change_of_upkeep_costs_that_alone() {
     });
 }
 
+#[test]
+fn upkeep_of_a_relaxed_store_syncs_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    prepare(home.path(), &storage);
+    let relaxed = [("FARMHAND_STORE_DURABILITY", "relaxed")];
+    let (server, log) = start_with(home.path(), &storage, "", &relaxed).unwrap();
+    assert_eq!(look_after(&server).went_well(), 5);
+    drop(server);
+    let changes = count_changes(&log);
+    assert_eq!(
+        changes.into_keys().collect::<Vec<_>>(),
+        ["create-file", "remove", "rename", "write"]
+    );
+}
+
 /// All changes of a first start in this mode of links, of those that are alike only some.
 fn changes_of_a_first_start(mode: &str) -> Vec<(String, usize)> {
     let home = tempfile::tempdir().unwrap();
@@ -439,8 +469,15 @@ fn a_store_whose_only_checkout_was_being_erased_is_no_store_without_its_checkout
         let answer = admin(&mut server.connect(), "DELETE", path, &Value::Null);
         assert_eq!(answer.is_some(), fault.ends_with(EIO), "{fault}");
         assert!(!is_ok(&answer), "{fault}: {answer:?}");
+        if fault == "remove:1=5" {
+            assert!(storage.join("jobs/shows/only").exists(), "it was not put back");
+        }
         drop(server);
+        // Nor if the next start cannot make up for it, but the one after that.
+        drop(start(home.path(), &storage, "remove:1=5").expect("it is opened nevertheless"));
         let (server, _) = start(home.path(), &storage, "").unwrap();
+        let left = fs::read_dir(storage.join("jobs/.farmhand-building")).unwrap().count();
+        assert_eq!(left, 0, "{fault}");
         let is_there = storage.join("jobs/shows/only").exists();
         let mut connection = server.connect();
         let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
@@ -450,6 +487,32 @@ fn a_store_whose_only_checkout_was_being_erased_is_no_store_without_its_checkout
         let erased = admin(&mut connection, "DELETE", path, &Value::Null).unwrap();
         assert_eq!(erased.status, if is_there { 200 } else { 404 }, "{fault}");
     }
+}
+
+/// What is left of an erased checkout says which it was; but there may be a new one of that name.
+#[test]
+fn a_checkout_made_anew_is_not_forgotten_for_what_is_left_of_the_old_one() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    // The first two: a building directory that has its name by now, and the record.
+    let (server, _) = start(home.path(), &storage, "remove:3=5").unwrap();
+    let mut connection = server.connect();
+    assert_eq!(connection.upload(b"held", "").status, 204);
+    let body = json!({ "checkoutPath": "only", "files": [file(b"held", "x")] });
+    assert_eq!(connection.post_json("checkout/create", &body).status, 200);
+    let erased = admin(&mut connection, "DELETE", "checkouts?path=only", &Value::Null);
+    erased.unwrap().is_error(500, "cannot remove");
+    assert!(!storage.join("jobs/only").exists());
+    let answer = connection.post_json("checkout/create", &body);
+    assert_eq!(answer.json()["checkoutPath"], "only");
+    drop(server);
+    let left = || fs::read_dir(storage.join("jobs/.farmhand-building")).unwrap().count();
+    assert_eq!(left(), 1);
+    let (server, _) = start(home.path(), &storage, "").unwrap();
+    assert_eq!(left(), 0);
+    let listed = admin(&mut server.connect(), "GET", "checkouts", &Value::Null).unwrap().json();
+    assert_eq!(listed[0]["path"], "only");
+    assert!(listed[0]["created_s"].is_u64(), "its record is gone: {listed}");
 }
 
 /// A record that was being written when the process was killed is none.
