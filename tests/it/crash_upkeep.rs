@@ -398,7 +398,8 @@ fn changes_of_a_first_start(mode: &str) -> Vec<(String, usize)> {
     kinds.sort();
     for same in kinds.chunk_by(|a, b| a == b) {
         let count = same.len();
-        let is_worth_it = |number: &usize| *number <= 10 || number % 100 == 0 || *number == count;
+        let is_worth_it =
+            |number: &usize| *number <= 10 || number.is_multiple_of(100) || *number == count;
         changes.extend((1..=count).filter(is_worth_it).map(|number| (same[0].clone(), number)));
     }
     assert!(all > 256 + 5 + 3, "the fixed directories, and they are synced");
