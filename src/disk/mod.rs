@@ -9,9 +9,9 @@ mod rename;
 mod stat;
 
 pub use change::{
-    copy_file, create_dir, create_dir_if_missing, hard_link, make_read_only, reflink,
-    remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new, symlink, sync_dir,
-    sync_file_system,
+    copy_file, create_dir, create_dir_if_missing, create_dirs_if_missing, hard_link,
+    make_read_only, reflink, remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new,
+    symlink, sync_dir, sync_file_system,
 };
 pub use error::{DiskError, IoContext};
 pub use lock::{Lock, LockError};

@@ -165,8 +165,13 @@ impl Store {
             }
         }
         if !options.dry_run {
-            self.forget_gone_checkouts()?;
-            self.empty_quarantine(max_age, &mut report)?;
+            // From here on blobs are gone: what fails is told beside that.
+            if let Err(error) = self.forget_gone_checkouts() {
+                failed(&error, &mut report);
+            }
+            if let Err(error) = self.empty_quarantine(max_age, &mut report) {
+                failed(&error, &mut report);
+            }
         }
         Ok(report)
     }
@@ -258,12 +263,7 @@ impl Store {
             match self.remove_if_unused(id, max_age) {
                 Ok(true) => report.removed.add(id.size_bytes),
                 Ok(false) => report.in_use.add(id.size_bytes),
-                Err(error) => {
-                    report.failed += 1;
-                    if report.errors.len() < TOLD_ERRORS {
-                        report.errors.push(format!("{error}: {}", error.source));
-                    }
-                }
+                Err(error) => failed(&error, report),
             }
         }
     }
@@ -280,10 +280,17 @@ impl Store {
             Kept::No => {
                 remove_file(&file)?;
                 self.counts.removed(id);
-                // Not empty if there is a blob of the same digest and another size.
-                remove_dir_if_empty(&dir)?;
+                self.remove_blob_dir(&dir);
                 Ok(true)
             }
+        }
+    }
+
+    /// Removes the directory of a blob that is gone from it, unless there is one of the same digest
+    /// and another size. An empty directory is in nobody's way.
+    pub(super) fn remove_blob_dir(&self, dir: &Path) {
+        if let Err(error) = remove_dir_if_empty(dir) {
+            tracing::warn!("{error}: {}", error.source);
         }
     }
 
@@ -332,6 +339,13 @@ impl Store {
             }
         }
         Ok(found)
+    }
+}
+
+fn failed(error: &DiskError, report: &mut GcReport) {
+    report.failed += 1;
+    if report.errors.len() < TOLD_ERRORS {
+        report.errors.push(format!("{error}: {}", error.source));
     }
 }
 

@@ -172,6 +172,7 @@ impl Store {
         layout.create(options.durability)?;
         let dir_lock = Lock::acquire_directory(&layout.stored()).map_err(held)?;
         receive::remove_leftovers(&layout, std::time::Duration::ZERO)?;
+        records::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
         materialize::probe(&layout, options.link_mode)?;
         Ok(Arc::new(Self {
@@ -277,5 +278,13 @@ impl Store {
     /// The directory that holds all checkouts.
     pub fn checkouts_dir(&self) -> std::path::PathBuf {
         self.layout.jobs()
+    }
+}
+
+/// What an earlier process left is in nobody's way if it cannot be removed: no reason not to open
+/// the store.
+fn remove_leftover(removed: Result<(), DiskError>) {
+    if let Err(error) = removed {
+        tracing::warn!("{error}: {}", error.source);
     }
 }

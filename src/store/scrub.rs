@@ -20,10 +20,7 @@ use super::{
     Options, Stopped, Store, Work, gc::names_of, layout::Layout, records::unix_s, walk::Item,
 };
 use crate::{
-    disk::{
-        DiskError, IoContext, make_read_only, read_from_disk, remove_dir_if_empty, rename,
-        replace_file,
-    },
+    disk::{DiskError, IoContext, make_read_only, read_from_disk, rename, replace_file},
     domain::{BlobId, Digest, report::Quarantined, report::ScrubReport},
 };
 
@@ -268,7 +265,7 @@ impl Store {
         let target = self.layout.quarantine().join(name);
         rename(path, &target)?;
         self.counts.quarantined.fetch_add(1, Relaxed);
-        remove_dir_if_empty(&self.layout.blob(id).0)?;
+        self.remove_blob_dir(&self.layout.blob(id).0);
         Ok(target)
     }
 

@@ -14,6 +14,7 @@ mod common;
 
 mod conformance;
 mod crash;
+mod crash_upkeep;
 mod disk_full;
 mod fuzz;
 mod layering;
