@@ -38,6 +38,11 @@ const _: () = assert!(MIN_AGE.as_secs() >= 2 * TOUCHED_RECENTLY.as_secs());
 /// How many blobs are removed while all others wait.
 const BATCH: usize = 32;
 
+/// How often directories that change while they are walked are looked at again while checkouts are made,
+/// and then how often while none gets its name.
+const FREE_ROUNDS: u32 = 3;
+const SETTLE_ROUNDS: u32 = 12;
+
 /// How many errors are told in words.
 const TOLD_ERRORS: usize = 20;
 
@@ -235,10 +240,18 @@ impl Store {
             }
             seen.fetch_add(1, Relaxed);
         };
-        let walk = Walk::new(&visit);
+        // What is being built needs its blobs since it was begun, so they are young.
+        let walk = Walk::new(&visit).except(self.layout.building());
         walk.run(&jobs)?;
         work.go_on()?;
-        walk.settle()?;
+        if !walk.settle(FREE_ROUNDS)? {
+            // On a busy farm there is always another checkout: they wait for their names now.
+            let _no_more = self.naming.lock().expect("BUG: no one panics with this lock");
+            if !walk.settle(SETTLE_ROUNDS)? {
+                let source = io::Error::other("somebody moves checkouts all the time; try again");
+                return Err(DiskError { op: "see all of", path: jobs, source }.into());
+            }
+        }
         work.go_on()?;
         self.require_checkouts()
     }

@@ -288,7 +288,7 @@ impl Store {
                     }
                 }
             };
-            Walk::new(&visit).run(&self.layout.jobs())?;
+            Walk::new(&visit).except(self.layout.building()).run(&self.layout.jobs())?;
             let mut held_by = held_by.into_inner().expect("BUG: no one panics with this lock");
             held_by.sort();
             let holders = holders.into_inner().expect("BUG: no one panics with this lock");
