@@ -3,6 +3,7 @@
 
 mod change;
 mod error;
+mod filesystem;
 mod lock;
 mod publish;
 mod rename;
@@ -14,6 +15,7 @@ pub use change::{
     symlink, sync_dir, sync_file_system,
 };
 pub use error::{DiskError, IoContext};
+pub use filesystem::FileSystem;
 pub use lock::{Lock, LockError};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;

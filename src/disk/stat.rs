@@ -19,6 +19,8 @@ pub struct Fingerprint {
     pub inode: u64,
     /// Device number; 0 where there is none.
     pub device: u64,
+    /// When the file was made, in nanoseconds since 1970; 0 where that is not known. No program sets this.
+    pub born_ns: i64,
 }
 
 impl Fingerprint {
@@ -34,6 +36,7 @@ impl Fingerprint {
                 ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
                 inode: metadata.ino(),
                 device: metadata.dev(),
+                born_ns: metadata.created().map_or(0, unix_ns),
             }
         }
         #[cfg(not(unix))]
@@ -43,7 +46,18 @@ impl Fingerprint {
             ctime_ns: metadata.created().map_or(0, unix_ns),
             inode: 0,
             device: 0,
+            born_ns: 0,
         }
+    }
+
+    /// The device, where its number says something: those of network disks and of some others are
+    /// given anew each time they are mounted.
+    pub fn lasting_device(&self) -> u64 {
+        #[cfg(unix)]
+        if rustix::fs::major(self.device) == 0 {
+            return 0;
+        }
+        self.device
     }
 }
 

@@ -12,6 +12,7 @@ mod bad_input;
 mod cli;
 mod common;
 
+mod cache;
 mod conformance;
 mod crash;
 mod crash_upkeep;
