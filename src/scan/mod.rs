@@ -1,5 +1,6 @@
 //! A folder becomes a list of paths and digests: walk, look into the hash cache, hash the rest.
 
+mod addon;
 mod cache;
 mod hash;
 mod ignore;
@@ -30,6 +31,7 @@ use crate::{
     domain::{BlobId, Digest, Entry, Manifest, ManifestError, RelPath},
     meter::{Phase, Progress},
 };
+use addon::AddonCaches;
 use cache::{CacheRow, Root, Saved};
 use hash::Hasher;
 use plan::{Comparison, Trust};
@@ -48,12 +50,14 @@ pub struct Options {
     pub threads: usize,
     /// Where the hash cache is; `None`: nowhere.
     pub cache: Option<PathBuf>,
+    /// Where Blender's add-on has its caches (`~/.cache`), if they are to be read and written, too.
+    pub addon_cache: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { default_ignores: true, threads: (4 * cores).max(8), cache: None }
+        Self { default_ignores: true, threads: (4 * cores).max(8), cache: None, addon_cache: None }
     }
 }
 
@@ -119,6 +123,7 @@ pub struct Scanner {
     options: Options,
     pool: rayon::ThreadPool,
     cache: HashCache,
+    addon: Option<AddonCaches>,
     /// Where to count.
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
@@ -140,7 +145,8 @@ impl Scanner {
             .build()
             .map_err(|error| ScanError::Threads(error.to_string()))?;
         let cache = HashCache::open(options.cache.as_deref());
-        Ok(Self { options, pool, cache, progress, stop })
+        let addon = options.addon_cache.as_deref().map(AddonCaches::open);
+        Ok(Self { options, pool, cache, addon, progress, stop })
     }
 
     /// Scans a folder, or a single file in its folder.
@@ -166,16 +172,38 @@ impl Scanner {
         let plan = plan::plan(walked.files, known, trust, seen_at_ns);
         // If it cannot be now, then next time.
         let _: Saved = self.cache.save(cached, &plan.moved, &plan.gone);
-        let mut files = plan.trusted;
+        let (mut files, mut to_hash) = (plan.trusted, plan.to_hash);
+        if let Some(addon) = &self.addon {
+            let mut rows = Vec::new();
+            to_hash.retain(|Found { path, fingerprint }| {
+                let row = addon.find(&root, path, fingerprint);
+                let trust = trust(fingerprint);
+                let Some(row) = row.filter(|row| plan::is_trusted(row, fingerprint, trust)) else {
+                    return true;
+                };
+                rows.push((path.clone(), row));
+                false
+            });
+            let _: Saved = self.cache.save(cached, &rows, &[]);
+            files.extend(rows.into_iter().map(|(path, row)| ScannedFile {
+                path,
+                fingerprint: row.fingerprint,
+                digest: row.digest,
+                cached: true,
+            }));
+        }
 
         self.progress.enter(Phase::Hashing);
-        let bytes = plan.to_hash.iter().map(|found| found.fingerprint.size_bytes).sum();
-        self.progress.expect(plan.to_hash.len() as u64, bytes);
-        self.hash(cached, plan.to_hash, &mut files, &mut skipped);
+        let bytes = to_hash.iter().map(|found| found.fingerprint.size_bytes).sum();
+        self.progress.expect(to_hash.len() as u64, bytes);
+        self.hash(cached, to_hash, &mut files, &mut skipped);
         if self.stop.load(Relaxed) {
             return Err(ScanError::Stopped);
         }
         files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        if let Some(addon) = &mut self.addon {
+            self.pool.install(|| addon.warm(&root, &files));
+        }
         skipped.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(Scan { root, files, skipped })
     }

@@ -232,3 +232,229 @@ fn times_from_the_future_are_no_reason_to_trust() {
     fs::File::options().write(true).open(&changed).unwrap().set_modified(future).unwrap();
     assert_eq!(home.push(&home.project), 1);
 }
+
+/// The add-on's two caches, laid out by hand as it does.
+struct Addon {
+    dir: PathBuf,
+}
+
+impl Addon {
+    fn newer(&self) -> PathBuf {
+        self.dir.join("blender/flamenco/shaman_v1.sqlite")
+    }
+
+    fn begin_newer(&self) -> Connection {
+        fs::create_dir_all(self.newer().parent().unwrap()).unwrap();
+        let connection = Connection::open(self.newer()).unwrap();
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL;
+                 CREATE TABLE files (
+                    file_id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, path TEXT UNIQUE NOT NULL);
+                 CREATE TABLE hashes (file_id, hash_algo VARCHAR(10), hexdigest TEXT,
+                    size_in_bytes BIGINT, file_stat_mtime FLOAT, last_checked DATETIME,
+                    PRIMARY KEY (file_id, hash_algo));",
+            )
+            .unwrap();
+        connection
+    }
+
+    /// What the newer generation believes of a file, by its rule.
+    fn newer_digest(&self, path: &Path) -> Option<String> {
+        let found = fs::metadata(path).unwrap();
+        Connection::open(self.newer())
+            .unwrap()
+            .query_row(
+                "SELECT hexdigest FROM files JOIN hashes USING (file_id)
+                 WHERE path = ?1 AND hash_algo = 'sha256' AND size_in_bytes = ?2
+                   AND file_stat_mtime = ?3 AND last_checked LIKE '20__-__-__T__:__:__.______+00:00'",
+                rusqlite::params![path.to_str().unwrap(), found.len().cast_signed(), python_mtime(path)],
+                |row| row.get(0),
+            )
+            .ok()
+    }
+
+    fn older_file(&self, path: &Path) -> PathBuf {
+        use base64::Engine;
+        let text = |part: &std::ffi::OsStr| part.to_str().unwrap().to_owned();
+        let (stem, parent) =
+            (text(path.file_stem().unwrap()), text(path.parent().unwrap().as_os_str()));
+        let suffix = path.extension().map_or(String::new(), |suffix| format!(".{}", text(suffix)));
+        let key = format!("{stem}{}{suffix}", parent.chars().rev().collect::<String>());
+        let name = base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(key);
+        self.dir.join("shaman-client/shasums").join(&name[..10]).join(&name[10..])
+    }
+
+    /// What the older generation believes of a file, by its rule.
+    fn older_digest(&self, path: &Path) -> Option<String> {
+        let entry: Value = serde_json::from_slice(&fs::read(self.older_file(path)).ok()?).unwrap();
+        let found = fs::metadata(path).unwrap();
+        let off = entry["file_mtime"].as_f64().unwrap() - python_mtime(path);
+        (entry["file_size"] == found.len() && off.abs() < 0.01)
+            .then(|| entry["checksum"].as_str().unwrap().to_owned())
+    }
+}
+
+fn python_mtime(path: &Path) -> f64 {
+    let found = fs::metadata(path).unwrap();
+    found.mtime() as f64 + 1e-9 * found.mtime_nsec() as f64
+}
+
+impl Home {
+    fn addon(&self) -> Addon {
+        Addon { dir: self.dir.path().join("dot cache") }
+    }
+
+    /// Like [`Home::push`], with the add-on's caches.
+    fn push_warm(&self) -> u64 {
+        let (project, dir) = (self.project.to_str().unwrap(), self.addon().dir);
+        let mut command = farmhand(self.dir.path());
+        command
+            .args(["--json", "push", project, "--warm-addon-cache", "--storage"])
+            .arg(self.dir.path().join("storage"))
+            .env("FARMHAND_SCAN_ADDON_CACHE_DIR", dir)
+            .env("FARMHAND_SCAN_CACHE_DIR", self.dir.path().join("cache"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["hashed_files"].as_u64().unwrap()
+    }
+
+    /// Waits until no file is so new that it may change and look the same.
+    fn rest(&self) {
+        let rested = |path: &Path| {
+            let changed = fs::metadata(path).unwrap().ctime() as u64;
+            SystemTime::UNIX_EPOCH.elapsed().unwrap() > Duration::from_secs(changed + 4)
+        };
+        let files: Vec<_> =
+            tree(&self.project).into_keys().map(|name| self.project.join(name)).collect();
+        until(|| files.iter().all(|path| rested(path)));
+    }
+}
+
+#[test]
+fn a_submit_from_blender_hashes_nothing_once_we_have() {
+    let home = Home::new();
+    let addon = home.addon();
+    fs::rename(home.project.join("z"), home.project.join("кэш.tar.gz")).unwrap();
+    home.rest();
+    let believe = |name: &str| {
+        let path = home.project.join(name);
+        (addon.newer_digest(&path), addon.older_digest(&path))
+    };
+    let all = tree(&home.project);
+    for round in 0..3 {
+        assert_eq!(home.push_warm(), if round == 0 { 6 } else { 0 });
+        for (name, content) in &all {
+            let expected = Some(sha(content));
+            assert_eq!(believe(name), (expected.clone(), expected), "{name} in round {round}");
+        }
+        // Whatever the add-on forgets is written again.
+        if round == 1 {
+            fs::remove_file(addon.older_file(&home.project.join("a.blend"))).unwrap();
+            Connection::open(addon.newer()).unwrap().execute("DELETE FROM hashes", []).unwrap();
+        }
+    }
+    // Nothing of ours is left there, and what is there can be written by the add-on.
+    let older = tree(&addon.dir.join("shaman-client"));
+    assert_eq!(older.len(), 6);
+    // What has just changed is left for the next time.
+    let scene = home.project.join("a.blend");
+    fs::write(&scene, "changed").unwrap();
+    assert_eq!(home.push_warm(), 1);
+    assert_eq!(believe("a.blend"), (None, None));
+    home.rest();
+    assert_eq!(home.push_warm(), 0);
+    let expected = Some(sha(b"changed"));
+    assert_eq!(believe("a.blend"), (expected.clone(), expected));
+    // With only one of the two, the other is not begun.
+    fs::remove_dir_all(addon.dir.join("blender")).unwrap();
+    assert_eq!(home.push_warm(), 0);
+    assert!(!addon.newer().exists());
+}
+
+#[test]
+fn what_blender_has_hashed_is_not_hashed_again() {
+    let home = Home::new();
+    let addon = home.addon();
+    home.rest();
+    let newer = addon.begin_newer();
+    // The digests are made up: so it shows who knew them.
+    let (made_up, other) = ("ab".repeat(32), "cd".repeat(32));
+    let path = |name: &str| home.project.join(name);
+    let remember = |name: &str, size: u64, mtime: f64, checked: &str| {
+        newer
+            .execute("INSERT INTO files (path) VALUES (?1)", [path(name).to_str().unwrap()])
+            .unwrap();
+        let row = rusqlite::params![made_up, size.cast_signed(), mtime, checked];
+        newer
+            .execute(
+                "INSERT INTO hashes VALUES (last_insert_rowid(), 'sha256', ?1, ?2, ?3, ?4)",
+                row,
+            )
+            .unwrap();
+    };
+    let size = |name: &str| fs::metadata(path(name)).unwrap().len();
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string();
+    let now = now.as_str();
+    remember("a.blend", size("a.blend"), python_mtime(&path("a.blend")), now);
+    remember("z", size("z") + 1, python_mtime(&path("z")), now);
+    remember("cache/1.vdb", size("cache/1.vdb"), python_mtime(&path("cache/1.vdb")) + 0.001, now);
+    // Checked before the file last changed, whatever its modification time says.
+    let before = "2001-01-01T00:00:00.000000+00:00";
+    remember("cache/2.vdb", size("cache/2.vdb"), python_mtime(&path("cache/2.vdb")), before);
+    let future = "2099-01-01T00:00:00.000000+00:00";
+    remember("tex/stone.png", size("tex/stone.png"), python_mtime(&path("tex/stone.png")), future);
+    let wood = path("tex/wood.png");
+    let entry = json!({
+        "checksum": other, "file_mtime": python_mtime(&wood) + 0.005, "file_size": size("tex/wood.png"),
+    });
+    let file = addon.older_file(&wood);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(&file, entry.to_string()).unwrap();
+    let stone = addon.older_file(&path("tex/stone.png"));
+    fs::create_dir_all(stone.parent().unwrap()).unwrap();
+    fs::write(&stone, "no json").unwrap();
+
+    let mut command = farmhand(home.dir.path());
+    command
+        .args(["--json", "hash", "--warm-addon-cache"])
+        .arg(&home.project)
+        .env("FARMHAND_SCAN_ADDON_CACHE_DIR", &addon.dir);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let name = Path::new(line["path"].as_str().unwrap()).strip_prefix(&home.project).unwrap();
+        let expected = match name.to_str().unwrap() {
+            "a.blend" => made_up.clone(),
+            "tex/wood.png" => other.clone(),
+            name => sha(&fs::read(path(name)).unwrap()),
+        };
+        assert_eq!(line["sha256"], expected, "{line}");
+    }
+}
+
+#[test]
+fn caches_of_the_addon_that_cannot_be_used_are_said_and_left_alone() {
+    let home = Home::new();
+    let addon = home.addon();
+    home.rest();
+    // One that Blender writes to all the time.
+    let mut newer = addon.begin_newer();
+    let holding =
+        newer.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    assert_eq!(home.push_warm(), 6);
+    drop(holding);
+    assert_eq!(home.push_warm(), 0);
+    assert!(addon.newer_digest(&home.project.join("z")).is_some());
+    drop(newer);
+    for damage in [&b"no database at all, but long enough to be sure of that"[..], b""] {
+        fs::remove_dir_all(addon.newer().parent().unwrap()).unwrap();
+        fs::create_dir_all(addon.newer().parent().unwrap()).unwrap();
+        fs::write(addon.newer(), damage).unwrap();
+        assert_eq!(home.push_warm(), 0);
+        let now = fs::read(addon.newer()).unwrap();
+        assert!(damage.is_empty() || now == damage);
+    }
+}
