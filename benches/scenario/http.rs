@@ -166,7 +166,7 @@ impl Connection {
 /// The head of a request.
 pub fn head(method: &str, path: &str, body_bytes: u64) -> Vec<u8> {
     format!(
-        "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {body_bytes}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {body_bytes}\r\n\r\n"
     )
     .into_bytes()
 }
