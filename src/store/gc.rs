@@ -206,6 +206,7 @@ impl Store {
                         Kept::No => old.push(id),
                     }
                 }
+                self.counts.counted(prefix, stored);
                 work.did(stored.blobs, 0);
                 Ok((stored, young, held, old))
             })
@@ -278,6 +279,7 @@ impl Store {
             Kept::Young | Kept::Held => Ok(false),
             Kept::No => {
                 remove_file(&file)?;
+                self.counts.removed(id);
                 self.remove_blob_dir(&dir);
                 Ok(true)
             }

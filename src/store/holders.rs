@@ -355,10 +355,12 @@ impl Store {
         }
         for info in infos {
             if work.go_on().is_err() {
-                break;
+                return Ok(report);
             }
             self.verify_checkout(&info, deep, &mut good, work, &mut report)?;
         }
+        // Not if it was stopped in the middle of the last one.
+        report.complete = !work.is_stopped();
         Ok(report)
     }
 

@@ -14,6 +14,7 @@ mod pins;
 mod receive;
 mod records;
 mod scrub;
+mod tally;
 mod walk;
 
 use std::{
@@ -33,6 +34,7 @@ pub use inflight::Flight;
 pub use materialize::ModeError;
 pub use receive::{ReceiveError, Received};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
+pub use tally::Tally;
 pub use walk::Work;
 
 use crate::disk::{
@@ -145,6 +147,7 @@ pub struct Store {
     naming: Mutex<()>,
     pinning: Mutex<()>,
     /// One garbage collection at a time, and one scrub.
+    counts: tally::Counts,
     collecting: Mutex<()>,
     scrubbing: Mutex<()>,
     lock: Mutex<Lock>,
@@ -181,6 +184,7 @@ impl Store {
             removal: RwLock::default(),
             naming: Mutex::default(),
             pinning: Mutex::default(),
+            counts: tally::Counts::default(),
             collecting: Mutex::default(),
             scrubbing: Mutex::default(),
             lock: lock.into(),
