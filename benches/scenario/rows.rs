@@ -102,7 +102,7 @@ impl Sizes {
             large_bytes,
             memory_bytes,
             store_blobs: 1_000_000,
-            upkeep_blobs: 200_000,
+            upkeep_blobs: 100_000,
             many_bytes: 64 << 20,
         }
     }
