@@ -183,6 +183,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn gentle_threads_rest_when_their_turn_is_over() {
+        let rested = thread::spawn(|| {
+            be_gentle();
+            let began = Instant::now();
+            while began.elapsed() < TURN.0 {
+                std::hint::spin_loop();
+            }
+            let worked = Instant::now();
+            rest_if_gentle();
+            worked.elapsed()
+        });
+        assert!(rested.join().unwrap() >= TURN.1);
+        assert!(TURN_BEGAN.get().is_none(), "no other thread is gentle");
+    }
+
+    #[test]
     fn touch_makes_a_read_only_file_young() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");

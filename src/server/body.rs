@@ -26,7 +26,7 @@ const EXPECTS_FOR: Duration = Duration::from_millis(500);
 
 /// How many pieces of a body wait for the disk. A piece is what one read of the socket gave: at most
 /// a buffer of the connection.
-const PIECES_IN_FLIGHT: usize = 4;
+const PIECES_IN_FLIGHT: usize = 2;
 
 /// A body that, dropped before its end, is read to its end in the background.
 ///
