@@ -19,4 +19,4 @@ pub use filesystem::FileSystem;
 pub use lock::{Lock, LockError};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;
-pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, touch};
+pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, rest_if_gentle, touch};

@@ -9,6 +9,7 @@ use std::{
     fs, io,
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -21,7 +22,7 @@ use super::{
     walk::{Held, Item, Walk},
 };
 use crate::{
-    disk::{DirectoryId, DiskError, IoContext, remove_dir_if_empty, remove_file},
+    disk::{DirectoryId, DiskError, IoContext, remove_dir_if_empty, remove_file, rest_if_gentle},
     domain::{
         BlobId,
         report::{Amount, GcReport},
@@ -37,6 +38,11 @@ const _: () = assert!(MIN_AGE.as_secs() >= 2 * TOUCHED_RECENTLY.as_secs());
 
 /// How many blobs are removed while all others wait.
 const BATCH: usize = 32;
+/// The same, if all others go first.
+const GENTLE_BATCH: usize = 4;
+
+/// How long the others then have.
+const BETWEEN_BATCHES: Duration = Duration::from_micros(50);
 
 /// How often directories that change while they are walked are looked at again while checkouts are made,
 /// and then how often while none gets its name.
@@ -161,12 +167,15 @@ impl Store {
                 garbage.push(candidate.id);
             }
         }
-        for batch in garbage.chunks(BATCH) {
+        let batch = if options.gentle { GENTLE_BATCH } else { BATCH };
+        for batch in garbage.chunks(batch) {
             work.go_on()?;
             if options.dry_run {
                 batch.iter().for_each(|id| report.removed.add(id.size_bytes));
             } else {
                 self.sweep(batch, max_age, &mut report);
+                // The lock is given to whoever comes first. Whoever waits must first wake up.
+                if options.gentle { rest_if_gentle() } else { thread::sleep(BETWEEN_BATCHES) }
             }
         }
         if !options.dry_run {
@@ -201,6 +210,7 @@ impl Store {
                     }
                 })?;
                 for id in ids {
+                    rest_if_gentle();
                     let Some(found) = self.look(&id)?.filter(fs::Metadata::is_file) else {
                         continue;
                     };
@@ -239,6 +249,7 @@ impl Store {
                 candidates[at].held.store(true, Relaxed);
             }
             seen.fetch_add(1, Relaxed);
+            rest_if_gentle();
         };
         // What is being built needs its blobs since it was begun, so they are young.
         let walk = Walk::new(&visit).except(self.layout.building());

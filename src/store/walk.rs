@@ -14,7 +14,7 @@ use std::{
 
 use super::{Store, layout::Layout};
 use crate::{
-    disk::{DirectoryId, DiskError, IoContext, unix_ns},
+    disk::{DirectoryId, DiskError, IoContext, rest_if_gentle, unix_ns},
     domain::{BlobId, report::Done},
 };
 
@@ -98,8 +98,9 @@ impl Store {
         let prefix = format!("{prefix:02x}");
         let dir = self.layout.stored().join(&prefix);
         let mut entries = names(&dir)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
+        entries.sort_by_cached_key(fs::DirEntry::file_name);
         for entry in entries {
+            rest_if_gentle();
             let (dir, rest) = (entry.path(), entry.file_name());
             let Some(rest) =
                 rest.to_str().filter(|rest| Layout::parse(&prefix, rest, "0").is_some())
