@@ -54,7 +54,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The content of the blob of this number in a prepared store: as short as may be, the rows that
 /// use it never read it.
-fn blob_content(number: usize) -> Vec<u8> {
+pub fn blob_content(number: usize) -> Vec<u8> {
     format!("{number:016}").into_bytes()
 }
 

@@ -52,6 +52,11 @@ impl Server {
         Self::start(&mut Part::Sink.command())
     }
 
+    /// A server of this storage whose upkeep begins at once, or never.
+    pub fn upkeep(storage: &Path, upkeep: bool) -> Self {
+        Self::start(&mut Part::Serve { storage: storage.to_owned(), upkeep }.command())
+    }
+
     fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("cannot start a server");
         let mut url = String::new();
@@ -92,7 +97,7 @@ impl Drop for Server {
     }
 }
 
-/// The status of an answer, and its body.
+/// The status of an answer, and its body; if that came in chunks, with their lengths between them.
 pub struct Answer {
     pub status: u16,
     pub body: Vec<u8>,
@@ -141,6 +146,15 @@ impl Connection {
             let (name, value) = line.split_once(": ")?;
             name.eq_ignore_ascii_case("content-length").then(|| value.parse().ok())?
         });
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            let mut body = self.buffer[end..filled].to_vec();
+            while !body.ends_with(b"\r\n0\r\n\r\n") {
+                let count = self.stream.read(&mut self.buffer).expect("cannot receive a body");
+                assert!(count > 0, "the server has closed the connection");
+                body.extend_from_slice(&self.buffer[..count]);
+            }
+            return Answer { status, body };
+        }
         let mut body = vec![0; length.unwrap_or(0)];
         let (known, rest) = body.split_at_mut(filled - end);
         known.copy_from_slice(&self.buffer[end..filled]);
@@ -152,7 +166,7 @@ impl Connection {
 /// The head of a request.
 pub fn head(method: &str, path: &str, body_bytes: u64) -> Vec<u8> {
     format!(
-        "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {body_bytes}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {body_bytes}\r\n\r\n"
     )
     .into_bytes()
 }

@@ -22,6 +22,8 @@ mod measure;
 mod part;
 #[cfg(unix)]
 mod rows;
+#[cfg(unix)]
+mod store;
 
 #[cfg(not(unix))]
 fn main() {

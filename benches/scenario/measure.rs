@@ -27,6 +27,30 @@ pub struct Sample {
 pub enum Work {
     Files(u64),
     Bytes(u64),
+    /// Nothing but the time.
+    Moment,
+}
+
+/// What a program is to keep to.
+#[derive(Debug, Clone, Copy)]
+pub enum Limit {
+    /// The median of its times.
+    Seconds(f64),
+    /// The most memory it ever had.
+    Bytes(u64),
+    /// The median of its times, over that of the first floor.
+    Ratio(f64),
+}
+
+impl Limit {
+    fn verdict(self, wall_s: f64, peak_bytes: u64, floor_s: f64) -> String {
+        let (text, is_met) = match self {
+            Self::Seconds(limit) => (format!("≤ {limit} s"), wall_s <= limit),
+            Self::Bytes(limit) => (format!("≤ {} MiB", mib(limit)), peak_bytes <= limit),
+            Self::Ratio(limit) => (format!("≤ {limit} × floor"), wall_s <= limit * floor_s),
+        };
+        format!("{text}: {}", if is_met { "met" } else { "MISSED" })
+    }
 }
 
 impl Work {
@@ -34,6 +58,7 @@ impl Work {
         match self {
             Self::Files(files) => format!("{} files/s", grouped(files as f64 / seconds)),
             Self::Bytes(bytes) => format!("{} MiB/s", grouped(mib(bytes) / seconds)),
+            Self::Moment => String::new(),
         }
     }
 }
@@ -41,12 +66,17 @@ impl Work {
 /// One program that does the work of a row, once each time it is called.
 pub struct Contender<'a> {
     name: String,
+    limit: Option<Limit>,
     run: Box<dyn FnMut() -> Sample + 'a>,
 }
 
 impl<'a> Contender<'a> {
     pub fn new(name: impl Into<String>, run: impl FnMut() -> Sample + 'a) -> Self {
-        Self { name: name.into(), run: Box::new(run) }
+        Self { name: name.into(), limit: None, run: Box::new(run) }
+    }
+
+    pub fn within(self, limit: Limit) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 }
 
@@ -57,6 +87,7 @@ pub struct Line {
     pub samples: Vec<Sample>,
     /// Floors are what the first line of a row is compared with.
     pub is_floor: bool,
+    pub limit: Option<Limit>,
 }
 
 /// One piece of work, done by farmhand and by floors.
@@ -85,6 +116,7 @@ pub fn compare(
             name: contender.name.clone(),
             samples: Vec::new(),
             is_floor: at > 0,
+            limit: contender.limit,
         })
         .collect();
     for _ in 0..repeat {
@@ -187,16 +219,33 @@ pub fn grouped(value: f64) -> String {
 
 fn millis(seconds: f64) -> String {
     let ms = seconds * 1e3;
-    if ms < 100.0 { format!("{ms:.1}") } else { grouped(ms) }
+    if ms < 1.0 {
+        format!("{ms:.3}")
+    } else if ms < 100.0 {
+        format!("{ms:.1}")
+    } else {
+        grouped(ms)
+    }
 }
 
 /// All rows, for people or for Markdown.
 pub fn table(rows: &[Row], markdown: bool) -> String {
-    let head =
-        ["row", "program", "wall ms", "(min–max)", "rate", "CPU s", "peak MiB", "ours ÷ floor"];
+    let head = [
+        "row",
+        "program",
+        "wall ms",
+        "(min–max)",
+        "rate",
+        "CPU s",
+        "peak MiB",
+        "ours ÷ floor",
+        "limit",
+    ];
     let mut cells = vec![head.map(str::to_owned)];
     for row in rows {
-        let (ours_s, _, _) = spread(&row.lines[0].samples, |sample| sample.wall_s);
+        let median_s = |line: &Line| spread(&line.samples, |sample| sample.wall_s).0;
+        let ours_s = median_s(&row.lines[0]);
+        let floor_s = row.lines.iter().find(|line| line.is_floor).map_or(f64::NAN, median_s);
         for (at, line) in row.lines.iter().enumerate() {
             let (wall_s, min_s, max_s) = spread(&line.samples, |sample| sample.wall_s);
             let mut cpu = format!("{:.2}", spread(&line.samples, |sample| sample.cpu_s).0);
@@ -214,13 +263,14 @@ pub fn table(rows: &[Row], markdown: bool) -> String {
                 cpu,
                 format!("{:.0}", mib(most)),
                 if line.is_floor { format!("{:.2}", ours_s / wall_s) } else { String::new() },
+                line.limit.map_or_else(String::new, |limit| limit.verdict(wall_s, most, floor_s)),
             ]);
         }
     }
     let width = |column: usize| {
         cells.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
     };
-    let widths: [usize; 8] = std::array::from_fn(width);
+    let widths: [usize; 9] = std::array::from_fn(width);
     let mut text = String::new();
     for (at, row) in cells.iter().enumerate() {
         let padded: Vec<String> = row
@@ -228,14 +278,14 @@ pub fn table(rows: &[Row], markdown: bool) -> String {
             .zip(widths)
             .enumerate()
             .map(|(column, (cell, width))| match column {
-                0 | 1 => format!("{cell:width$}"),
+                0 | 1 | 8 => format!("{cell:width$}"),
                 _ => format!("{cell:>width$}"),
             })
             .collect();
         if markdown {
             text += &format!("| {} |\n", padded.join(" | "));
             if at == 0 {
-                text += "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+                text += "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n";
             }
         } else {
             text += &format!("{}\n", padded.join("  ").trim_end());

@@ -16,15 +16,19 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread,
+    time::Duration,
 };
 
 use farmhand::{
     meter::Progress,
     scan::{Options, Scanner},
+    server,
+    store::{self, Store},
     wire::RequirementsRequest,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     fixture,
@@ -59,6 +63,11 @@ pub enum Part {
     Store { storage: PathBuf, blobs: usize, size_bytes: usize, threads: usize, sync: bool },
     /// Floor of a large upload: hash and write the same bytes from memory, in one thread.
     HashAndWrite { target: PathBuf, size_bytes: u64 },
+    /// Floor of garbage collection: list all directories of blobs, stat each file, and remove nine of
+    /// ten with their directories if asked to, on all cores. Which are garbage is not looked for.
+    Collect { storage: PathBuf, remove: bool },
+    /// A server whose upkeep begins at once, or never.
+    Serve { storage: PathBuf, upkeep: bool },
     /// The wire alone: a server that reads requests, throws them away and answers 204.
     Sink,
 }
@@ -100,16 +109,18 @@ pub fn act(part: &str) {
             link(&storage.join("jobs").join(job), &fixture::file_specs(files, blobs), threads, sync)
         }
         Part::Store { storage, blobs, size_bytes, threads, sync } => {
-            store(&storage, blobs, size_bytes, threads, sync)
+            put(&storage, blobs, size_bytes, threads, sync)
         }
         Part::HashAndWrite { target, size_bytes } => hash_and_write(&target, size_bytes),
+        Part::Collect { storage, remove } => collect(&storage, remove),
+        Part::Serve { storage, upkeep } => return serve(&storage, upkeep),
         Part::Sink => return sink(),
     };
     println!("{}", serde_json::to_string(&sample).expect("a sample is plain data"));
 }
 
 /// Does `work` for each number below `count`, on so many threads.
-fn each(threads: usize, count: usize, work: impl Fn(usize) + Sync) {
+pub fn each(threads: usize, count: usize, work: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -213,7 +224,7 @@ fn link(job: &Path, files: &[farmhand::wire::FileSpec], threads: usize, sync: bo
     })
 }
 
-fn store(storage: &Path, blobs: usize, size_bytes: usize, threads: usize, sync: bool) -> Sample {
+fn put(storage: &Path, blobs: usize, size_bytes: usize, threads: usize, sync: bool) -> Sample {
     let content = fixture::random_bytes(1, size_bytes);
     let paths: Vec<_> = (0..blobs)
         .map(|number| {
@@ -262,6 +273,45 @@ fn hash_and_write(target: &Path, size_bytes: u64) -> Sample {
         }
         black_box(hasher.finalize());
     })
+}
+
+fn collect(storage: &Path, remove: bool) -> Sample {
+    let stored = storage.join("file-store/stored");
+    let list = |dir: &Path| fs::read_dir(dir).expect("cannot list");
+    timed(|| {
+        each(cores(), 256, |prefix| {
+            for (number, dir) in list(&stored.join(format!("{prefix:02x}"))).enumerate() {
+                let dir = dir.expect("cannot list").path();
+                for blob in list(&dir) {
+                    let blob = blob.expect("cannot list").path();
+                    black_box(fs::symlink_metadata(&blob).expect("cannot stat"));
+                    if remove && number % 10 != 0 {
+                        fs::remove_file(&blob).expect("cannot remove");
+                        fs::remove_dir(&dir).expect("cannot remove");
+                    }
+                }
+            }
+        });
+    })
+}
+
+fn serve(storage: &Path, upkeep: bool) {
+    let day = Duration::from_secs(86_400);
+    let upkeep = server::Upkeep {
+        quiet_start: Duration::ZERO,
+        gc_every: upkeep.then_some(day),
+        scrub_every: upkeep.then_some(day),
+        ..server::Upkeep::default()
+    };
+    let options = server::Options { upkeep, ..server::Options::default() };
+    let store = Store::open(storage, store::Options::default()).expect("cannot open the store");
+    let runtime = tokio::runtime::Runtime::new().expect("cannot start threads");
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("cannot listen");
+        println!("http://{}/", listener.local_addr().expect("it listens"));
+        let stop = CancellationToken::new();
+        server::serve(vec![listener], store, options, stop.clone(), stop).await;
+    });
 }
 
 fn sink() {

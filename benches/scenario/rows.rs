@@ -17,9 +17,11 @@ use crate::{
     fixture,
     http::{Connection, Server, farmhand, head, request, send_all},
     measure::{
-        Contender, Line, Row, Sample, Work, compare, cores, cpu_s, grouped, mib, peak_bytes, settle,
+        Contender, Limit, Line, Row, Sample, Work, compare, cores, cpu_s, grouped, peak_bytes,
+        settle,
     },
     part::Part,
+    store,
 };
 
 /// What server and client may need for a file of any size.
@@ -40,18 +42,30 @@ pub enum RowName {
     Uploads,
     /// Send one large file
     Large,
+    /// Start the server over a large store
+    Ready,
+    /// Collect the garbage of a large store
+    Gc,
+    /// The slowest of small requests, while the store is looked after
+    Upkeep,
+    /// Send many large files at once
+    Many,
     /// Memory of server and client for one huge file
     Memory,
 }
 
 impl RowName {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Hash,
         Self::Rescan,
         Self::Requirements,
         Self::Checkout,
         Self::Uploads,
         Self::Large,
+        Self::Ready,
+        Self::Gc,
+        Self::Upkeep,
+        Self::Many,
         Self::Memory,
     ];
 }
@@ -69,6 +83,12 @@ pub struct Sizes {
     upload_bytes: usize,
     large_bytes: u64,
     memory_bytes: u64,
+    /// Blobs of a store that is started over, or has its garbage collected.
+    pub store_blobs: usize,
+    /// The same, for garbage collection while requests are answered.
+    pub upkeep_blobs: usize,
+    /// Each of many uploads.
+    pub many_bytes: u64,
 }
 
 impl Sizes {
@@ -81,6 +101,9 @@ impl Sizes {
             upload_bytes: 16 << 10,
             large_bytes,
             memory_bytes,
+            store_blobs: 1_000_000,
+            upkeep_blobs: 100_000,
+            many_bytes: 64 << 20,
         }
     }
 
@@ -93,6 +116,9 @@ impl Sizes {
             upload_bytes: 16 << 10,
             large_bytes: 20 << 20,
             memory_bytes: 50 << 20,
+            store_blobs: 2_000,
+            upkeep_blobs: 2_000,
+            many_bytes: 2 << 20,
         }
     }
 }
@@ -106,12 +132,18 @@ pub struct Bench {
 }
 
 impl Bench {
-    fn compare(&self, title: String, work: Work, ours: Contender, floors: Vec<Contender>) -> Row {
+    pub fn compare(
+        &self,
+        title: String,
+        work: Work,
+        ours: Contender,
+        floors: Vec<Contender>,
+    ) -> Row {
         compare(title, work, (&self.dir, self.repeat), ours, floors)
     }
 
     /// A path that nothing is at.
-    fn fresh(&self, name: &str) -> PathBuf {
+    pub fn fresh(&self, name: &str) -> PathBuf {
         let path = self.dir.join(name);
         remove(&path);
         path
@@ -127,11 +159,15 @@ pub fn run(row: RowName, bench: &Bench) -> Vec<Row> {
         RowName::Checkout => vec![checkout(bench)],
         RowName::Uploads => uploads(bench),
         RowName::Large => vec![large(bench)],
+        RowName::Ready => vec![store::ready(bench)],
+        RowName::Gc => store::gc(bench),
+        RowName::Upkeep => store::upkeep(bench),
+        RowName::Many => vec![store::many(bench)],
         RowName::Memory => vec![memory(bench)],
     }
 }
 
-fn remove(path: &Path) {
+pub fn remove(path: &Path) {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -150,7 +186,7 @@ fn amount(files: usize, size_bytes: usize) -> String {
     format!("{} × {:.0} KiB", grouped(files as f64), size_bytes as f64 / 1024.0)
 }
 
-fn on(threads: usize) -> String {
+pub fn on(threads: usize) -> String {
     if threads == 1 { "1 thread".into() } else { format!("{threads} threads") }
 }
 
@@ -445,12 +481,13 @@ fn memory(bench: &Bench) -> Row {
         name: "for the time: SHA-256 + write, 1 thread".into(),
         samples: vec![written],
         is_floor: false,
+        limit: None,
     };
-    let line = |name: &str, sample: Sample| {
-        let verdict = if sample.peak_bytes <= MEMORY_LIMIT_BYTES { "within" } else { "OVER" };
-        let limit = mib(MEMORY_LIMIT_BYTES);
-        let name = format!("{name} ({verdict} the limit of {limit:.0} MiB)");
-        Line { name, samples: vec![sample], is_floor: false }
+    let line = |name: &str, sample: Sample| Line {
+        name: name.into(),
+        samples: vec![sample],
+        is_floor: false,
+        limit: Some(Limit::Bytes(MEMORY_LIMIT_BYTES)),
     };
     Row {
         title: format!("memory, one file of {}", ByteSize::b(size_bytes)),

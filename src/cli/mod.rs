@@ -1,5 +1,6 @@
 //! The command line: one file per command, and what they share.
 
+mod cache;
 mod checkout;
 mod completions;
 mod config;
@@ -84,6 +85,7 @@ enum Command {
     Hash(hash::Hash),
     Serve(serve::Serve),
     Store(store::Store),
+    Cache(cache::Cache),
     Conformance(conformance::Conformance),
     #[command(subcommand)]
     Token(token::Token),
@@ -112,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Hash(command) => command.overrides(&mut overrides),
         Command::Serve(command) => command.overrides(&mut overrides),
         Command::Store(command) => command.overrides(&mut overrides),
+        Command::Cache(command) => command.overrides(&mut overrides),
         Command::Conformance(command) => command.overrides(&mut overrides),
         Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
     }
@@ -130,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Hash(command) => block_on(command.run(&context)),
         Command::Serve(command) => block_on(command.run(&context)),
         Command::Store(command) => block_on(command.run(&context)),
+        Command::Cache(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
         Command::Token(command) => command.run(&context),
         Command::Config(command) => command.run(&context),

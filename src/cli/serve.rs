@@ -3,7 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, ToSocketAddrs},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -128,6 +128,8 @@ impl Serve {
 struct Guard {
     access: Arc<Access>,
     tls: Option<Arc<Tls>>,
+    /// Read again on SIGHUP.
+    #[cfg(unix)]
     tokens_file: Option<PathBuf>,
 }
 
@@ -158,7 +160,12 @@ impl Guard {
             }
         };
         let access = Arc::new(Access::new(serve.anonymous, tokens));
-        Ok(Self { access, tls, tokens_file: serve.tokens.clone() })
+        Ok(Self {
+            access,
+            tls,
+            #[cfg(unix)]
+            tokens_file: serve.tokens.clone(),
+        })
     }
 
     /// Reads tokens and certificate again, each time SIGHUP comes. Without either, SIGHUP ends the
@@ -192,7 +199,7 @@ impl Guard {
 
 /// Reads both again. What is broken leaves what was in force.
 #[cfg(unix)]
-fn reload(access: &Access, tls: Option<&Tls>, tokens_file: Option<&Path>) {
+fn reload(access: &Access, tls: Option<&Tls>, tokens_file: Option<&std::path::Path>) {
     if let Some(file) = tokens_file {
         match Tokens::read(file) {
             Ok(tokens) => {

@@ -84,6 +84,11 @@ pub(super) struct ScanArgs {
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 
+    /// Read and fill the hash caches of Blender's add-on, too, so that a submit from Blender hashes
+    /// nothing
+    #[arg(long, conflicts_with = "no_cache")]
+    warm_addon_cache: bool,
+
     /// How many threads read files
     #[arg(long, value_name = "N")]
     threads: Option<u32>,
@@ -99,6 +104,8 @@ impl ScanArgs {
         overrides.set("scan.cache", "--no-cache", self.no_cache.then_some(false));
         overrides.set("scan.cache", "--cache-dir", self.cache_dir.as_ref().map(|_| true));
         overrides.set_path("scan.cache_dir", "--cache-dir", self.cache_dir.as_ref());
+        let warm = if self.no_cache { Some(false) } else { self.warm_addon_cache.then_some(true) };
+        overrides.set("scan.warm_addon_cache", "--warm-addon-cache", warm);
         overrides.set("scan.threads", "--threads", self.threads);
     }
 }

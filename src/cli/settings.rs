@@ -185,6 +185,9 @@ pub(super) struct Scan {
     pub cache: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
+    pub warm_addon_cache: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addon_cache_dir: Option<PathBuf>,
     pub threads: u32,
 }
 
@@ -195,6 +198,8 @@ impl Default for Scan {
             default_ignores: options.default_ignores,
             cache: true,
             cache_dir: None,
+            warm_addon_cache: false,
+            addon_cache_dir: None,
             threads: saturating_u32(options.threads),
         }
     }
@@ -384,6 +389,8 @@ const KEYS: &[&str] = &[
     "scan.default_ignores",
     "scan.cache",
     "scan.cache_dir",
+    "scan.warm_addon_cache",
+    "scan.addon_cache_dir",
     "scan.threads",
     "upload.parallel",
     "upload.retries",
@@ -399,6 +406,7 @@ const PATH_KEYS: &[&str] = &[
     "serve.tls_cert",
     "serve.tls_key",
     "scan.cache_dir",
+    "scan.addon_cache_dir",
 ];
 
 /// Settings given as flags.
@@ -689,6 +697,13 @@ impl Settings {
         scan::Options {
             default_ignores: scan.default_ignores,
             threads: (scan.threads as usize).max(1),
+            addon_cache: scan
+                .warm_addon_cache
+                .then(|| {
+                    let default_dir = || Some(etcetera::home_dir().ok()?.join(".cache"));
+                    scan.addon_cache_dir.clone().or_else(default_dir)
+                })
+                .flatten(),
             cache: if scan.cache { scan.cache_dir.clone().or_else(default_dir) } else { None },
         }
     }

@@ -46,6 +46,10 @@ struct Place {
     /// The directory of the store
     #[arg(long, value_name = "DIR", global = true)]
     storage: Option<PathBuf>,
+
+    /// Trust these root certificates (PEM) too when connecting to a server
+    #[arg(long, value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,6 +142,7 @@ impl Store {
             _ => self.place.storage.as_ref(),
         };
         overrides.set_path("storage", "--storage", dir);
+        overrides.set_path("ca", "--ca", self.place.ca.as_ref());
         // Nothing is hashed here.
         overrides.set("scan.cache", "store", Some(false));
     }
@@ -398,7 +403,15 @@ fn print_verify(context: &Context, report: &VerifyReport) -> Result<Exit, Failur
         let (checkouts, files, wrong) = (report.checkouts, report.files, report.wrong);
         print(&format!("{checkouts} checkouts with {files} files: {wrong} problems"))?;
     }
-    Ok(if report.wrong == 0 { Exit::Done } else { Exit::Integrity })
+    if report.wrong > 0 {
+        return Ok(Exit::Integrity);
+    }
+    if !report.complete {
+        let message =
+            "it was stopped on the way, so it is not known whether all is well; run it again";
+        return Err(Failure::new(Exit::Failed, message));
+    }
+    Ok(Exit::Done)
 }
 
 fn print_why(context: &Context, why: &Why) -> Result<Exit, Failure> {

@@ -83,6 +83,21 @@ pub fn create_dir_if_missing(path: &Path) -> Result<(), DiskError> {
     }
 }
 
+/// Makes a directory, and those above it, where there are none: each is a change of its own.
+///
+/// # Errors
+/// If one cannot be made, or something else stands there.
+pub fn create_dirs_if_missing(path: &Path) -> Result<(), DiskError> {
+    // Looked at first: what is there needs no change.
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        create_dirs_if_missing(parent)?;
+    }
+    create_dir(path)
+}
+
 /// Removes a file.
 ///
 /// # Errors

@@ -3,18 +3,20 @@
 
 mod change;
 mod error;
+mod filesystem;
 mod lock;
 mod publish;
 mod rename;
 mod stat;
 
 pub use change::{
-    copy_file, create_dir, create_dir_if_missing, hard_link, make_read_only, reflink,
-    remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new, symlink, sync_dir,
-    sync_file_system,
+    copy_file, create_dir, create_dir_if_missing, create_dirs_if_missing, hard_link,
+    make_read_only, reflink, remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new,
+    symlink, sync_dir, sync_file_system,
 };
 pub use error::{DiskError, IoContext};
+pub use filesystem::FileSystem;
 pub use lock::{Lock, LockError};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;
-pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, touch};
+pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, rest_if_gentle, touch};

@@ -1,6 +1,12 @@
 //! What the file system knows about a file without reading it.
 
-use std::{fs::Metadata, path::Path, time::SystemTime};
+use std::{
+    cell::Cell,
+    fs::Metadata,
+    path::Path,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 use super::{DiskError, IoContext};
 
@@ -19,6 +25,8 @@ pub struct Fingerprint {
     pub inode: u64,
     /// Device number; 0 where there is none.
     pub device: u64,
+    /// When the file was made, in nanoseconds since 1970; 0 where that is not known. No program sets this.
+    pub born_ns: i64,
 }
 
 impl Fingerprint {
@@ -34,6 +42,7 @@ impl Fingerprint {
                 ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
                 inode: metadata.ino(),
                 device: metadata.dev(),
+                born_ns: metadata.created().map_or(0, unix_ns),
             }
         }
         #[cfg(not(unix))]
@@ -43,7 +52,18 @@ impl Fingerprint {
             ctime_ns: metadata.created().map_or(0, unix_ns),
             inode: 0,
             device: 0,
+            born_ns: 0,
         }
+    }
+
+    /// The device, where its number says something: those of network disks and of some others are
+    /// given anew each time they are mounted.
+    pub fn lasting_device(&self) -> u64 {
+        #[cfg(unix)]
+        if rustix::fs::major(self.device) == 0 {
+            return 0;
+        }
+        self.device
     }
 }
 
@@ -68,11 +88,31 @@ impl DirectoryId {
     }
 }
 
-/// Has the current thread leave the processor to others that want it. Advice only.
+/// How long a gentle thread works, and how long it then rests.
+const TURN: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(1));
+
+thread_local! {
+    /// When the current turn began; nothing if this thread is not gentle.
+    static TURN_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Has the current thread leave the processor to others that want it. Advice only; see also
+/// [`rest_if_gentle`].
 pub fn be_gentle() {
+    TURN_BEGAN.set(Some(Instant::now()));
     // On Linux, a thread has a priority of its own; elsewhere it would be that of the process.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(None, 15);
+}
+
+/// Lets others go first, if this thread is to. A low priority is not enough for that: a processor is
+/// not taken from a thread before it has had it for some milliseconds, however low that is.
+pub fn rest_if_gentle() {
+    let (work, rest) = TURN;
+    if TURN_BEGAN.get().is_some_and(|began| began.elapsed() >= work) {
+        thread::sleep(rest);
+        TURN_BEGAN.set(Some(Instant::now()));
+    }
 }
 
 /// Has what is read next come from the disk, not from the memory of the system. Advice only.
@@ -155,6 +195,22 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
+
+    #[test]
+    fn gentle_threads_rest_when_their_turn_is_over() {
+        let rested = thread::spawn(|| {
+            be_gentle();
+            let began = Instant::now();
+            while began.elapsed() < TURN.0 {
+                std::hint::spin_loop();
+            }
+            let worked = Instant::now();
+            rest_if_gentle();
+            worked.elapsed()
+        });
+        assert!(rested.join().unwrap() >= TURN.1);
+        assert!(TURN_BEGAN.get().is_none(), "no other thread is gentle");
+    }
 
     #[test]
     fn touch_makes_a_read_only_file_young() {

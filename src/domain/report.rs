@@ -208,6 +208,8 @@ pub struct WhyBlob {
 /// What is wrong in checkouts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VerifyReport {
+    /// Everything was looked at; otherwise it was stopped on the way.
+    pub complete: bool,
     /// How many checkouts were looked at.
     pub checkouts: u64,
     /// How many files in them.

@@ -4,31 +4,42 @@
 //! and begun anew, one that cannot be used is done without, and both are warned about once.
 
 use std::{
-    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
+    ffi, params,
+};
 
-use super::walk::Found;
 use crate::{
     disk::{Fingerprint, Lock, LockError, unix_ns},
     domain::{Digest, RelPath},
 };
 
 /// In the name of the file: another layout gets another file, and versions do not quarrel.
-const FILE_NAME: &str = "hashes-1.sqlite";
+const VERSION: i64 = 2;
+const FILE_NAME: &str = "hashes-2.sqlite";
 
 /// How long another process may hold the lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Roots that have not been scanned for so long are forgotten: half a year, in seconds.
+const FORGOTTEN_AFTER_S: i64 = 183 * 86_400;
+
+/// That a root was scanned is noted once a day, in seconds.
+const NOTED_EVERY_S: i64 = 86_400;
+
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS roots (
         id INTEGER PRIMARY KEY,
-        path BLOB NOT NULL UNIQUE
+        path BLOB NOT NULL UNIQUE,
+        device INTEGER NOT NULL,
+        inode INTEGER NOT NULL,
+        used_s INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE IF NOT EXISTS files (
         root INTEGER NOT NULL,
@@ -38,11 +49,16 @@ const SCHEMA: &str = "
         ctime_ns INTEGER NOT NULL,
         inode INTEGER NOT NULL,
         device INTEGER NOT NULL,
+        born_ns INTEGER NOT NULL,
         hashed_at_ns INTEGER NOT NULL,
         digest BLOB NOT NULL,
         PRIMARY KEY (root, path)
     ) STRICT, WITHOUT ROWID;
 ";
+
+/// The columns of `files` that [`read_row`] reads.
+const COLUMNS: &str =
+    "path, size_bytes, mtime_ns, ctime_ns, inode, device, born_ns, hashed_at_ns, digest";
 
 /// What was found out about a file, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +69,48 @@ pub(super) struct CacheRow {
     pub digest: Digest,
 }
 
+/// A folder whose files are in the cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Root<'a> {
+    pub path: &'a Path,
+    /// What `stat` says of the folder, by which it is known under another name.
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// What the cache has of one folder.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct CachedRoot {
+    /// The folder, with unreadable characters replaced.
+    pub path: String,
+    /// How many files.
+    pub files: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+    /// When it was last scanned, in seconds since 1970, within a day.
+    pub used_s: i64,
+}
+
 /// The hash cache, or the lack of one.
 #[derive(Debug)]
 pub struct HashCache {
-    open: Option<(Connection, PathBuf)>,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    path: PathBuf,
+    read_only: bool,
+}
+
+/// What became of rows that were to be saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Saved {
+    /// They are, or there is no cache.
+    Done,
+    /// Another process writes; they can be saved later.
+    Busy,
 }
 
 impl HashCache {
@@ -64,62 +118,167 @@ impl HashCache {
     pub fn open(dir: Option<&Path>) -> Self {
         let Some(dir) = dir else { return Self { open: None } };
         let path = dir.join(FILE_NAME);
-        if let Err(error) = fs::create_dir_all(dir) {
-            warn_unusable(&path, &error.to_string());
-            return Self { open: None };
-        }
-        let _lock = lock(&path);
-        let connection = match connect(&path) {
-            Err(error) if is_corrupt(&error) => {
-                begin_anew(&path, |_| Ok(())).map(|(fresh, ())| fresh)
+        let connection = match fs::create_dir_all(dir) {
+            Ok(()) => {
+                let _lock = lock(&path);
+                match connect(&path) {
+                    Err(error) if is_corrupt(&error) => {
+                        begin_anew(&path, |_| Ok(())).map(|(fresh, ())| fresh)
+                    }
+                    connection => connection,
+                }
             }
-            connection => connection,
+            Err(error) => Err(refused(&error.to_string())),
         };
-        match connection {
-            Ok(connection) => Self { open: Some((connection, path)) },
-            Err(error) => {
-                warn_unusable(&path, &explain(&error));
-                Self { open: None }
+        let error = match connection {
+            Ok(connection) => {
+                return Self { open: Some(Open { connection, path, read_only: false }) };
             }
+            Err(error) => error,
+        };
+        if is_refused(&error)
+            && let Ok(connection) = connect_read_only(&path)
+        {
+            tracing::warn!(
+                "the hash cache {} can be read only: {error}; what is hashed now is hashed again next \
+                 time",
+                path.display()
+            );
+            return Self { open: Some(Open { connection, path, read_only: true }) };
         }
+        warn_unusable(&path, &explain(&error));
+        Self { open: None }
     }
 
-    /// All that is known of files below this root, by their paths.
-    pub(super) fn load(&mut self, root: &Path) -> HashMap<String, CacheRow> {
-        self.with(|connection| load(connection, root)).unwrap_or_default()
-    }
-
-    /// Notes what was found out.
-    pub(super) fn save(&mut self, root: &Path, rows: &[(RelPath, CacheRow)]) {
-        if !rows.is_empty() {
-            self.with(|connection| save(connection, root, rows));
-        }
-    }
-
-    /// Removes what is known of files that are no longer there.
-    pub(super) fn forget(
+    /// Calls `begin`, and gives what that returns all that is known of files below this root, by their
+    /// paths. If the cache turns out to be corrupt on the way, it begins again.
+    pub(super) fn compare<C>(
         &mut self,
-        root: &Path,
-        known: &HashMap<String, CacheRow>,
-        there: &[Found],
-    ) {
-        if known.is_empty() {
-            return;
+        root: Root,
+        begin: impl Fn() -> C,
+        row: impl Fn(&mut C, &str, CacheRow),
+    ) -> C {
+        let read_only = self.open.as_ref().is_some_and(|open| open.read_only);
+        let compared = self.with(|connection| {
+            let mut comparison = begin();
+            if let Some(id) = find_root(connection, root, read_only)? {
+                each(connection, id, |path, found| row(&mut comparison, path, found))?;
+            }
+            Ok(comparison)
+        });
+        compared.unwrap_or_else(begin)
+    }
+
+    /// Notes what was found out, and that there are no such files any more as in `gone`.
+    pub(super) fn save(
+        &mut self,
+        root: Root,
+        rows: &[(RelPath, CacheRow)],
+        gone: &[Box<str>],
+    ) -> Saved {
+        let read_only = self.open.as_ref().is_none_or(|open| open.read_only);
+        if read_only || (rows.is_empty() && gone.is_empty()) {
+            return Saved::Done;
         }
-        let there: HashSet<&str> = there.iter().map(|found| found.path.as_str()).collect();
-        let gone: Vec<&str> =
-            known.keys().map(String::as_str).filter(|path| !there.contains(path)).collect();
-        if !gone.is_empty() {
-            self.with(|connection| forget(connection, root, &gone));
+        let saved = self.with(|connection| match save(connection, root, rows, gone) {
+            Err(error) if is_busy(&error) => Ok(Saved::Busy),
+            saved => saved.map(|()| Saved::Done),
+        });
+        saved.unwrap_or(Saved::Done)
+    }
+
+    /// Where it is, and how large, in bytes; `None` if there is none.
+    pub fn file(&self) -> Option<(&Path, u64)> {
+        let path = self.open.as_ref()?.path.as_path();
+        let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+        Some((path, size(path) + size(&with_suffix(path, "-wal"))))
+    }
+
+    /// What it has of each folder, the one with the most files first; `None` if it cannot be read.
+    pub fn roots(&mut self) -> Option<Vec<CachedRoot>> {
+        self.with(|connection| {
+            let mut query = connection.prepare(
+                "SELECT roots.path, used_s, count(files.path), coalesce(sum(size_bytes), 0)
+                 FROM roots LEFT JOIN files ON files.root = roots.id
+                 GROUP BY roots.id ORDER BY 3 DESC, 1",
+            )?;
+            let rows = query.query_map([], |row| {
+                Ok(CachedRoot {
+                    path: String::from_utf8_lossy(&row.get::<_, Vec<u8>>(0)?).into_owned(),
+                    files: row.get::<_, i64>(2)?.cast_unsigned(),
+                    bytes: row.get::<_, i64>(3)?.cast_unsigned(),
+                    used_s: row.get(1)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// All entries, or those of some folders only, or so many of them by chance: the folder, the path
+    /// below it, and what is known. `None` if it cannot be read.
+    pub(super) fn entries(
+        &mut self,
+        only: &[PathBuf],
+        at_most: Option<u64>,
+    ) -> Option<Vec<(PathBuf, String, CacheRow)>> {
+        let chosen = |root: &Path| only.is_empty() || only.iter().any(|only| only == root);
+        let limit = at_most.map_or(i64::MAX, |most| i64::try_from(most).unwrap_or(i64::MAX));
+        self.with(|connection| {
+            let mut roots = Vec::new();
+            connection
+                .prepare("SELECT id, path FROM roots")?
+                .query_map([], |row| {
+                    let Some(root) = root_of(&row.get::<_, Vec<u8>>(1)?) else { return Ok(()) };
+                    if chosen(&root) {
+                        roots.push((row.get::<_, i64>(0)?, root));
+                    }
+                    Ok(())
+                })?
+                .collect::<rusqlite::Result<()>>()?;
+            let ids: Vec<_> = roots.iter().map(|(id, _)| id.to_string()).collect();
+            let mut query = connection.prepare(&format!(
+                "SELECT {COLUMNS}, root FROM files WHERE root IN ({}) ORDER BY random() LIMIT ?1",
+                ids.join(",")
+            ))?;
+            let rows = query.query_map([limit], |row| {
+                let id: i64 = row.get(9)?;
+                let root = roots.iter().find(|(root, _)| *root == id).map(|(_, path)| path.clone());
+                Ok((root.unwrap_or_default(), row.get(0)?, read_row(row)?))
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// Forgets all folders, or some. Returns how many files; `None` if it cannot be written to.
+    pub fn clear(&mut self, only: &[PathBuf]) -> Option<u64> {
+        if self.open.as_ref()?.read_only {
+            return None;
         }
+        self.with(|connection| {
+            let transaction = begin(connection)?;
+            let mut removed = 0;
+            if only.is_empty() {
+                removed += transaction.execute("DELETE FROM files", [])?;
+                transaction.execute("DELETE FROM roots", [])?;
+            }
+            for root in only {
+                if let Some(id) = root_id(&transaction, root)? {
+                    removed += transaction.execute("DELETE FROM files WHERE root = ?1", [id])?;
+                    transaction.execute("DELETE FROM roots WHERE id = ?1", [id])?;
+                }
+            }
+            transaction.commit()?;
+            connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")?;
+            Ok(removed as u64)
+        })
     }
 
     /// Does something with the cache. If it turns out to be corrupt, begins it anew and tries once
     /// more; if anything else is wrong, goes on without it.
     fn with<T>(&mut self, action: impl Fn(&mut Connection) -> rusqlite::Result<T>) -> Option<T> {
-        let (mut connection, path) = self.open.take()?;
+        let Open { mut connection, path, read_only } = self.open.take()?;
         let done = match action(&mut connection) {
-            Err(error) if is_corrupt(&error) => {
+            Err(error) if is_corrupt(&error) && !read_only => {
                 drop(connection);
                 let _lock = lock(&path);
                 begin_anew(&path, action)
@@ -128,7 +287,7 @@ impl HashCache {
         };
         match done {
             Ok((connection, value)) => {
-                self.open = Some((connection, path));
+                self.open = Some(Open { connection, path, read_only });
                 Some(value)
             }
             Err(error) => {
@@ -149,11 +308,33 @@ fn warn_unusable(path: &Path, error: &str) {
 fn explain(error: &rusqlite::Error) -> String {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => format!("{error}: make room there"),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("{error}: another farmhand has it")
-        }
+        _ if is_busy(error) => format!("{error}: another farmhand has it"),
         _ => error.to_string(),
     }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// Whether it may be read, though not written to.
+fn is_refused(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{CannotOpen, PermissionDenied, ReadOnly, SystemIoFailure};
+    let code = error.sqlite_error_code();
+    matches!(code, Some(CannotOpen | PermissionDenied | ReadOnly | SystemIoFailure))
+}
+
+/// An error of ours that is about the way to the file, not about what is in it.
+fn refused(reason: &str) -> rusqlite::Error {
+    let code = ffi::Error::new(ffi::SQLITE_CANTOPEN);
+    rusqlite::Error::SqliteFailure(code, Some(reason.to_owned()))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Taken while a cache is opened or begun anew: SQLite does not always wait for another process that
@@ -175,10 +356,36 @@ fn lock(path: &Path) -> Option<Lock> {
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > VERSION {
+        return Err(refused("a newer farmhand has written it"));
+    }
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.execute_batch(SCHEMA)?;
+    if version != VERSION {
+        connection.pragma_update(None, "user_version", VERSION)?;
+    }
     Ok(connection)
+}
+
+/// Opens a database that cannot be written to: on a disk that is mounted so, or another user's.
+fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let open = |name: &Path, flags| -> rusqlite::Result<Connection> {
+        let connection = Connection::open_with_flags(name, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        // Nothing is read until something is asked for.
+        connection.query_row("SELECT count(*) FROM roots", [], |_| Ok(()))?;
+        Ok(connection)
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    open(path, flags).or_else(|error| {
+        // Where its companions cannot be made, it can be read if it has none: nobody writes to it.
+        let text = path.to_str().filter(|_| !with_suffix(path, "-wal").exists()).ok_or(error)?;
+        let text = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        let name = format!("file:{text}?immutable=1");
+        open(Path::new(&name), flags | OpenFlags::SQLITE_OPEN_URI)
+    })
 }
 
 /// Whether an error is about what is in the file, and not about the way to it.
@@ -224,13 +431,8 @@ fn begin_anew<T>(
         aside.display()
     );
     for companion in ["-wal", "-shm", ""] {
-        let with_companion = |path: &Path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(companion);
-            PathBuf::from(name)
-        };
         // A companion need not be there; that the database cannot be renamed is said by what follows.
-        let _ = fs::rename(with_companion(path), with_companion(&aside));
+        let _ = fs::rename(with_suffix(path, companion), with_suffix(&aside, companion));
     }
     attempt()
 }
@@ -240,6 +442,24 @@ fn root_key(root: &Path) -> &[u8] {
     root.as_os_str().as_encoded_bytes()
 }
 
+/// The root of a key. On Windows only what is UTF-8 can be made a path again.
+fn root_of(key: &[u8]) -> Option<PathBuf> {
+    #[cfg(unix)]
+    return Some(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(key).into());
+    #[cfg(not(unix))]
+    std::str::from_utf8(key).ok().map(PathBuf::from)
+}
+
+fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs().cast_signed()
+}
+
+/// For writing: to begin by reading would not wait for others that write.
+fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
+    connection.transaction_with_behavior(TransactionBehavior::Immediate)
+}
+
 fn root_id(connection: &Connection, root: &Path) -> rusqlite::Result<Option<i64>> {
     connection
         .prepare_cached("SELECT id FROM roots WHERE path = ?1")?
@@ -247,39 +467,137 @@ fn root_id(connection: &Connection, root: &Path) -> rusqlite::Result<Option<i64>
         .optional()
 }
 
-fn load(connection: &mut Connection, root: &Path) -> rusqlite::Result<HashMap<String, CacheRow>> {
-    let Some(id) = root_id(connection, root)? else { return Ok(HashMap::new()) };
-    let mut query = connection.prepare_cached(
-        "SELECT path, size_bytes, mtime_ns, ctime_ns, inode, device, hashed_at_ns, digest
-         FROM files WHERE root = ?1",
+/// The root's number. One that is new takes over what is known of it under another name, or as a part
+/// of another root.
+fn find_root(
+    connection: &mut Connection,
+    root: Root,
+    read_only: bool,
+) -> rusqlite::Result<Option<i64>> {
+    let found = connection
+        .prepare_cached("SELECT id, used_s FROM roots WHERE path = ?1")?
+        .query_row([root_key(root.path)], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
+        .optional()?;
+    let now = now_s();
+    let wait_for_nobody = |done: rusqlite::Result<()>| match done {
+        Err(error) if is_busy(&error) => Ok(()),
+        done => done,
+    };
+    match found {
+        Some((id, used_s)) => {
+            if !read_only && now.saturating_sub(used_s) >= NOTED_EVERY_S {
+                let noted = connection
+                    .execute("UPDATE roots SET used_s = ?1 WHERE id = ?2", params![now, id]);
+                wait_for_nobody(noted.map(|_| ()))?;
+            }
+            Ok(Some(id))
+        }
+        None if read_only => Ok(None),
+        None => {
+            wait_for_nobody(take_over(connection, root, now))?;
+            root_id(connection, root.path)
+        }
+    }
+}
+
+/// Begins a root with what others have of it, if they have something, and forgets those that nobody
+/// has used for long.
+fn take_over(connection: &mut Connection, root: Root, now: i64) -> rusqlite::Result<()> {
+    let same: Option<i64> = connection
+        .prepare_cached(
+            "SELECT id FROM roots WHERE inode = ?1 AND device = ?2 AND inode != 0
+             ORDER BY used_s DESC LIMIT 1",
+        )?
+        .query_row(params![root.inode.cast_signed(), root.device.cast_signed()], |row| row.get(0))
+        .optional()?;
+    let mut source = same.map(|id| (id, String::new()));
+    if source.is_none() {
+        for above in root.path.ancestors().skip(1) {
+            if let Some(id) = root_id(connection, above)?
+                && let Some(below) = root.path.strip_prefix(above).ok().and_then(Path::to_str)
+            {
+                source = Some((id, format!("{}/", below.replace(std::path::MAIN_SEPARATOR, "/"))));
+                break;
+            }
+        }
+    }
+    let Some((source, prefix)) = source else { return Ok(()) };
+    let transaction = begin(connection)?;
+    let id = insert_root(&transaction, root, now)?;
+    // All paths with this prefix: `0` comes after `/`. An empty one is that of all.
+    let end = prefix.strip_suffix('/').map_or("\u{10ffff}".to_owned(), |dir| format!("{dir}0"));
+    transaction.execute(
+        "INSERT OR IGNORE INTO files
+         SELECT ?1, substr(path, ?2), size_bytes, mtime_ns, ctime_ns, inode, device, born_ns,
+                hashed_at_ns, digest
+         FROM files WHERE root = ?3 AND path >= ?4 AND path < ?5",
+        params![id, (prefix.chars().count() + 1).cast_signed(), source, prefix, end],
     )?;
-    let rows = query.query_map([id], |row| {
-        let fingerprint = Fingerprint {
-            size_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
-            mtime_ns: row.get(2)?,
-            ctime_ns: row.get(3)?,
-            inode: row.get::<_, i64>(4)?.cast_unsigned(),
-            device: row.get::<_, i64>(5)?.cast_unsigned(),
-        };
-        let digest = Digest::from_bytes(row.get(7)?);
-        Ok((row.get(0)?, CacheRow { fingerprint, hashed_at_ns: row.get(6)?, digest }))
-    })?;
-    rows.collect()
+    let forgotten = now.saturating_sub(FORGOTTEN_AFTER_S);
+    transaction.execute(
+        "DELETE FROM files WHERE root IN (SELECT id FROM roots WHERE used_s < ?1)",
+        [forgotten],
+    )?;
+    transaction.execute("DELETE FROM roots WHERE used_s < ?1", [forgotten])?;
+    transaction.commit()
+}
+
+fn insert_root(connection: &Connection, root: Root, now: i64) -> rusqlite::Result<i64> {
+    connection
+        .prepare_cached(
+            "INSERT INTO roots (path, device, inode, used_s) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (path) DO UPDATE SET device = ?2, inode = ?3, used_s = ?4 RETURNING id",
+        )?
+        .query_row(
+            params![root_key(root.path), root.device.cast_signed(), root.inode.cast_signed(), now],
+            |row| row.get(0),
+        )
+}
+
+/// Reads [`COLUMNS`].
+fn read_row(row: &Row) -> rusqlite::Result<CacheRow> {
+    let fingerprint = Fingerprint {
+        size_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
+        mtime_ns: row.get(2)?,
+        ctime_ns: row.get(3)?,
+        inode: row.get::<_, i64>(4)?.cast_unsigned(),
+        device: row.get::<_, i64>(5)?.cast_unsigned(),
+        born_ns: row.get(6)?,
+    };
+    Ok(CacheRow { fingerprint, hashed_at_ns: row.get(7)?, digest: Digest::from_bytes(row.get(8)?) })
+}
+
+/// All files of a root, sorted by path.
+fn each(
+    connection: &Connection,
+    root: i64,
+    mut visit: impl FnMut(&str, CacheRow),
+) -> rusqlite::Result<()> {
+    let query = format!("SELECT {COLUMNS} FROM files WHERE root = ?1 ORDER BY path");
+    let mut query = connection.prepare_cached(&query)?;
+    let mut rows = query.query([root])?;
+    while let Some(row) = rows.next()? {
+        visit(row.get_ref(0)?.as_str()?, read_row(row)?);
+    }
+    Ok(())
 }
 
 fn save(
     connection: &mut Connection,
-    root: &Path,
+    root: Root,
     rows: &[(RelPath, CacheRow)],
+    gone: &[Box<str>],
 ) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let transaction = begin(connection)?;
     {
-        transaction
-            .prepare_cached("INSERT INTO roots (path) VALUES (?1) ON CONFLICT DO NOTHING")?
-            .execute([root_key(root)])?;
-        let id = root_id(&transaction, root)?;
+        let id = insert_root(&transaction, root, now_s())?;
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM files WHERE root = ?1 AND path = ?2")?;
+        for path in gone {
+            delete.execute(params![id, path])?;
+        }
         let mut insert = transaction.prepare_cached(
-            "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?;
         for (path, row) in rows {
             let seen = &row.fingerprint;
@@ -291,6 +609,7 @@ fn save(
                 seen.ctime_ns,
                 seen.inode.cast_signed(),
                 seen.device.cast_signed(),
+                seen.born_ns,
                 row.hashed_at_ns,
                 row.digest.as_bytes(),
             ])?;
@@ -299,20 +618,10 @@ fn save(
     transaction.commit()
 }
 
-fn forget(connection: &mut Connection, root: &Path, gone: &[&str]) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if let Some(id) = root_id(&transaction, root)? {
-        let mut delete =
-            transaction.prepare_cached("DELETE FROM files WHERE root = ?1 AND path = ?2")?;
-        for path in gone {
-            delete.execute(params![id, path])?;
-        }
-    }
-    transaction.commit()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn row(number: u8) -> CacheRow {
@@ -322,6 +631,7 @@ mod tests {
             ctime_ns: i64::MAX,
             inode: u64::MAX,
             device: 3,
+            born_ns: 5,
         };
         CacheRow { fingerprint, hashed_at_ns: 7, digest: Digest::from_bytes([number; 32]) }
     }
@@ -330,22 +640,41 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// A folder that is known by its path only.
+    fn root(path: &str) -> Root<'_> {
+        Root { path: Path::new(path), device: 0, inode: 0 }
+    }
+
+    impl HashCache {
+        fn load(&mut self, root: Root) -> BTreeMap<String, CacheRow> {
+            let insert = |all: &mut BTreeMap<String, CacheRow>, path: &str, row| {
+                // They come in this order, once.
+                assert!(all.last_key_value().is_none_or(|(last, _)| last.as_str() < path));
+                all.insert(path.to_owned(), row);
+            };
+            self.compare(root, BTreeMap::new, insert)
+        }
+
+        fn keep(&mut self, root: Root, rows: &[(RelPath, CacheRow)]) {
+            assert_eq!(self.save(root, rows, &[]), Saved::Done);
+        }
+    }
+
     #[test]
     fn remembers_by_root_and_across_processes() {
         let dir = tempfile::tempdir().unwrap();
-        let (a, b) = (Path::new("/a"), Path::new("/b"));
+        let (a, b) = (root("/a"), root("/b"));
         let mut one = HashCache::open(Some(dir.path()));
         let mut other = HashCache::open(Some(dir.path()));
-        one.save(a, &[(path("x"), row(1)), (path("звук"), row(2))]);
-        other.save(b, &[(path("x"), row(3))]);
-        one.save(a, &[(path("x"), row(4))]);
+        one.keep(a, &[(path("x"), row(1)), (path("звук"), row(2))]);
+        other.keep(b, &[(path("x"), row(3))]);
+        one.keep(a, &[(path("x"), row(4))]);
         let known = other.load(a);
         assert_eq!(known.len(), 2);
         assert_eq!((known["x"], known["звук"]), (row(4), row(2)));
         assert_eq!(one.load(b)["x"], row(3));
 
-        let there = Found { path: path("x"), fingerprint: row(4).fingerprint };
-        one.forget(a, &known, &[there]);
+        assert_eq!(one.save(a, &[], &["звук".into(), "never there".into()]), Saved::Done);
         assert_eq!(other.load(a).len(), 1);
         assert_eq!(other.load(b).len(), 1);
     }
@@ -354,7 +683,7 @@ mod tests {
     fn a_corrupt_cache_is_set_aside_and_begun_anew() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(FILE_NAME);
-        let root = Path::new("/r");
+        let root = root("/r");
         for damage in [
             &b"this is no database, and long enough to be sure of it........................................................."[..],
             b"SQLite format 3\0 and then nothing of the kind",
@@ -362,7 +691,7 @@ mod tests {
             fs::write(&file, damage).unwrap();
             let mut cache = HashCache::open(Some(dir.path()));
             assert!(cache.load(root).is_empty());
-            cache.save(root, &[(path("x"), row(1))]);
+            cache.keep(root, &[(path("x"), row(1))]);
             assert_eq!(cache.load(root)["x"], row(1));
             drop(cache);
             assert_eq!(HashCache::open(Some(dir.path())).load(root)["x"], row(1));
@@ -376,10 +705,10 @@ mod tests {
     #[test]
     fn damage_found_later_is_healed_too() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Path::new("/r");
+        let root = root("/r");
         let mut cache = HashCache::open(Some(dir.path()));
         let rows: Vec<_> = (0..2000).map(|i| (path(&format!("a/long/name/{i}")), row(1))).collect();
-        cache.save(root, &rows);
+        cache.keep(root, &rows);
         drop(cache);
         // Everything but the first page, which has the schema.
         let file = dir.path().join(FILE_NAME);
@@ -388,13 +717,13 @@ mod tests {
         fs::write(&file, content).unwrap();
         let mut cache = HashCache::open(Some(dir.path()));
         assert!(cache.load(root).is_empty());
-        cache.save(root, &rows);
+        cache.keep(root, &rows);
         assert_eq!(cache.load(root).len(), 2000);
     }
 
     #[test]
     fn text_that_is_no_text_and_tables_that_are_others_are_healed_too() {
-        let root = Path::new("/r");
+        let root = root("/r");
         for damage in [
             "UPDATE files SET path = CAST(x'ff' AS TEXT)",
             "DROP TABLE files; CREATE TABLE files (root, path)",
@@ -402,12 +731,12 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             let mut cache = HashCache::open(Some(dir.path()));
-            cache.save(root, &[(path("x"), row(1))]);
+            cache.keep(root, &[(path("x"), row(1))]);
             drop(cache);
             connect(&dir.path().join(FILE_NAME)).unwrap().execute_batch(damage).unwrap();
             let mut cache = HashCache::open(Some(dir.path()));
             cache.load(root);
-            cache.save(root, &[(path("x"), row(2))]);
+            cache.keep(root, &[(path("x"), row(2))]);
             assert_eq!(cache.load(root).get("x"), Some(&row(2)), "{damage}");
         }
     }
@@ -423,10 +752,11 @@ mod tests {
                 for number in 0..8u8 {
                     let dir = dir.path();
                     scope.spawn(move || {
-                        let root = PathBuf::from(format!("/{number}"));
+                        let name = format!("/{number}");
+                        let root = root(&name);
                         let mut cache = HashCache::open(Some(dir));
-                        cache.save(&root, &[(path("x"), row(number))]);
-                        assert_eq!(cache.load(&root).get("x"), Some(&row(number)));
+                        cache.keep(root, &[(path("x"), row(number))]);
+                        assert_eq!(cache.load(root).get("x"), Some(&row(number)));
                     });
                 }
             });
@@ -439,7 +769,104 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let mut cache = HashCache::open(Some(&file.join("below")));
-        cache.save(Path::new("/r"), &[(path("x"), row(1))]);
-        assert!(cache.load(Path::new("/r")).is_empty());
+        cache.keep(root("/r"), &[(path("x"), row(1))]);
+        assert!(cache.load(root("/r")).is_empty());
+    }
+
+    #[test]
+    fn a_folder_is_known_under_its_new_name_and_as_a_part_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        let old = Root { path: Path::new("/p/old"), device: 7, inode: 8 };
+        let rows = [(path("a"), row(1)), (path("sub/б/x"), row(2)), (path("sub0"), row(3))];
+        cache.keep(old, &rows);
+        assert_eq!(cache.load(Root { path: Path::new("/p/new"), ..old }).len(), 3);
+        assert!(cache.load(Root { path: Path::new("/p/other"), inode: 9, ..old }).is_empty());
+        assert!(cache.load(root("/p")).is_empty());
+        for (below, expected) in [("sub", "б/x"), ("sub/б", "x")] {
+            let below = format!("/p/old/{below}");
+            let known = cache.load(root(&below));
+            assert_eq!(known.keys().collect::<Vec<_>>(), [expected], "{below}");
+            assert_eq!(known[expected], row(2));
+        }
+        // It is asked of others once: from now on, it is a folder of its own.
+        cache.keep(old, &[(path("sub/y"), row(4))]);
+        assert_eq!(cache.load(root("/p/old/sub")).len(), 1);
+        assert_eq!(cache.load(old).len(), 4);
+    }
+
+    #[test]
+    fn folders_that_nobody_has_used_for_long_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        for name in ["/old", "/used", "/above"] {
+            cache.keep(root(name), &[(path("below/x"), row(1))]);
+        }
+        let used = |seconds: i64| {
+            let connection = connect(&dir.path().join(FILE_NAME)).unwrap();
+            let change = "UPDATE roots SET used_s = ?1 WHERE path != CAST('/above' AS BLOB)";
+            connection.execute(change, [seconds]).unwrap();
+        };
+        used(now_s() - FORGOTTEN_AFTER_S - 10);
+        // That it is used is noted.
+        assert_eq!(cache.load(root("/used")).len(), 1);
+        assert_eq!(cache.load(root("/above/below")).len(), 1);
+        assert!(cache.load(root("/old")).is_empty());
+        assert_eq!(cache.load(root("/used")).len(), 1);
+        let all = cache.roots().unwrap();
+        assert_eq!(all.iter().map(|root| root.files).sum::<u64>(), 3, "{all:?}");
+    }
+
+    #[test]
+    fn a_cache_of_a_newer_version_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        let newer = Connection::open(&file).unwrap();
+        newer.execute_batch("CREATE TABLE files (other); PRAGMA user_version = 99").unwrap();
+        drop(newer);
+        let before = fs::read(&file).unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        cache.keep(root("/r"), &[(path("x"), row(1))]);
+        assert!(cache.load(root("/r")).is_empty());
+        drop(cache);
+        assert!(fs::read(&file).unwrap() == before, "it was written to");
+    }
+
+    #[test]
+    fn what_cannot_be_written_to_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        HashCache::open(Some(dir.path())).keep(root("/r"), &[(path("x"), row(1))]);
+        let before = fs::read(&file).unwrap();
+        // Opened so by hand: tests may be run by somebody who may write everywhere.
+        let connection = connect_read_only(&file).unwrap();
+        let mut cache =
+            HashCache { open: Some(Open { connection, path: file.clone(), read_only: true }) };
+        for _ in 0..2 {
+            assert_eq!(cache.load(root("/r"))["x"], row(1));
+            assert_eq!(cache.save(root("/r"), &[(path("y"), row(2))], &["x".into()]), Saved::Done);
+            assert!(cache.load(root("/new")).is_empty());
+            assert_eq!(cache.clear(&[]), None);
+        }
+        assert_eq!(cache.roots().unwrap()[0].files, 1);
+        drop(cache);
+        assert!(fs::read(&file).unwrap() == before, "it was written to");
+        assert!(connect_read_only(&dir.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn folders_are_cleared_one_by_one_or_all_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        for name in ["/a", "/b", "/c"] {
+            cache.keep(root(name), &[(path("x"), row(1)), (path("y"), row(2))]);
+        }
+        assert_eq!(cache.clear(&["/a".into(), "/none".into()]), Some(2));
+        assert_eq!(cache.entries(&[], None).unwrap().len(), 4);
+        assert_eq!(cache.entries(&[], Some(3)).unwrap().len(), 3);
+        let of_b = cache.entries(&["/b".into(), "/none".into()], None).unwrap();
+        assert!(of_b.len() == 2 && of_b.iter().all(|(root, ..)| root == Path::new("/b")));
+        assert_eq!(cache.clear(&[]), Some(4));
+        assert_eq!(cache.roots().unwrap(), []);
     }
 }

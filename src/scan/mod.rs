@@ -1,5 +1,6 @@
 //! A folder becomes a list of paths and digests: walk, look into the hash cache, hash the rest.
 
+mod addon;
 mod cache;
 mod hash;
 mod ignore;
@@ -8,28 +9,34 @@ mod survey;
 mod walk;
 
 use std::{
+    collections::HashMap,
+    fs,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule};
-pub use cache::HashCache;
+pub use cache::{CachedRoot, HashCache};
 pub use hash::HashError;
 pub use survey::{Known, Survey};
 pub use walk::{Ignored, SkipReason, Skipped, WalkError};
 
+use rayon::prelude::*;
+
 use crate::{
-    disk::Fingerprint,
+    disk::{FileSystem, Fingerprint, unix_ns},
     domain::{BlobId, Digest, Entry, Manifest, ManifestError, RelPath},
     meter::{Phase, Progress},
 };
-use cache::CacheRow;
+use addon::AddonCaches;
+use cache::{CacheRow, Root, Saved};
 use hash::Hasher;
+use plan::{Comparison, Trust};
 use walk::Found;
 
 /// Hashed files are written to the cache in groups: at least so often, and at most so many at once.
@@ -45,12 +52,14 @@ pub struct Options {
     pub threads: usize,
     /// Where the hash cache is; `None`: nowhere.
     pub cache: Option<PathBuf>,
+    /// Where Blender's add-on has its caches (`~/.cache`), if they are to be read and written, too.
+    pub addon_cache: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { default_ignores: true, threads: (4 * cores).max(8), cache: None }
+        Self { default_ignores: true, threads: (4 * cores).max(8), cache: None, addon_cache: None }
     }
 }
 
@@ -116,6 +125,7 @@ pub struct Scanner {
     options: Options,
     pool: rayon::ThreadPool,
     cache: HashCache,
+    addon: Option<AddonCaches>,
     /// Where to count.
     progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
@@ -137,7 +147,8 @@ impl Scanner {
             .build()
             .map_err(|error| ScanError::Threads(error.to_string()))?;
         let cache = HashCache::open(options.cache.as_deref());
-        Ok(Self { options, pool, cache, progress, stop })
+        let addon = options.addon_cache.as_deref().map(AddonCaches::open);
+        Ok(Self { options, pool, cache, addon, progress, stop })
     }
 
     /// Scans a folder, or a single file in its folder.
@@ -156,18 +167,44 @@ impl Scanner {
     /// As [`Self::scan`].
     pub fn survey(&mut self, path: &Path, note_ignored: bool) -> Result<Survey, ScanError> {
         self.progress.enter(Phase::Walking);
+        let seen_at_ns = unix_ns(SystemTime::now());
         let walked =
             walk::walk(path, &self.options, note_ignored, &self.pool, &self.progress, &self.stop)?;
         if self.stop.load(Relaxed) {
             return Err(ScanError::Stopped);
         }
-        let (root, skipped) = (walked.root, walked.skipped);
-        let known = self.cache.load(&root);
-        if walked.is_whole_root {
-            self.cache.forget(&root, &known, &walked.files);
+        let root = walked.root;
+        let cached = identify(&root);
+        let trusts = trusts(&root, &walked.files);
+        let trust = |file: &Fingerprint| trusts.get(&file.device).copied().unwrap_or(Trust::LEAST);
+        let begin = || Comparison::new(&walked.files, trust);
+        let mut known = self.cache.compare(cached, begin, Comparison::row).finish();
+        if !walked.is_whole_root {
+            known.forget_others();
         }
-        let plan = plan::plan(walked.files, &known);
-        Ok(Survey::new(root, skipped, walked.ignored, plan))
+        let mut plan = plan::plan(walked.files, known, trust, seen_at_ns);
+        // If it cannot be now, then next time.
+        let _: Saved = self.cache.save(cached, &plan.moved, &plan.gone);
+        if let Some(addon) = &self.addon {
+            let mut rows = Vec::new();
+            plan.to_hash.retain(|Found { path, fingerprint }| {
+                let row = addon.find(&root, path, fingerprint);
+                let trust = trust(fingerprint);
+                let Some(row) = row.filter(|row| plan::is_trusted(row, fingerprint, trust)) else {
+                    return true;
+                };
+                rows.push((path.clone(), row));
+                false
+            });
+            let _: Saved = self.cache.save(cached, &rows, &[]);
+            plan.trusted.extend(rows.into_iter().map(|(path, row)| ScannedFile {
+                path,
+                fingerprint: row.fingerprint,
+                digest: row.digest,
+                cached: true,
+            }));
+        }
+        Ok(Survey::new(root, walked.skipped, walked.ignored, plan))
     }
 
     /// Hashes what is not known: the second half of a scan.
@@ -176,16 +213,20 @@ impl Scanner {
     /// If it was stopped.
     pub fn finish(&mut self, survey: Survey) -> Result<Scan, ScanError> {
         let Survey { root, mut skipped, plan, .. } = survey;
-        let mut files = plan.trusted;
+        let (mut files, to_hash) = (plan.trusted, plan.to_hash);
+        let cached = identify(&root);
 
         self.progress.enter(Phase::Hashing);
-        let bytes = plan.to_hash.iter().map(|found| found.fingerprint.size_bytes).sum();
-        self.progress.expect(plan.to_hash.len() as u64, bytes);
-        self.hash(&root, plan.to_hash, &mut files, &mut skipped);
+        let bytes = to_hash.iter().map(|found| found.fingerprint.size_bytes).sum();
+        self.progress.expect(to_hash.len() as u64, bytes);
+        self.hash(cached, to_hash, &mut files, &mut skipped);
         if self.stop.load(Relaxed) {
             return Err(ScanError::Stopped);
         }
         files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        if let Some(addon) = &mut self.addon {
+            self.pool.install(|| addon.warm(&root, &files));
+        }
         skipped.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(Scan { root, files, skipped })
     }
@@ -196,7 +237,7 @@ impl Scanner {
     /// If it cannot be read, or changes all the time.
     pub fn rehash(&mut self, root: &Path, path: &RelPath) -> Result<ScannedFile, HashError> {
         let hashed = Hasher::new(&self.progress, &self.stop).hash(&root.join(path.as_str()))?;
-        self.cache.save(root, &[(path.clone(), hashed)]);
+        let _: Saved = self.cache.save(identify(root), &[(path.clone(), hashed)], &[]);
         Ok(ScannedFile {
             path: path.clone(),
             fingerprint: hashed.fingerprint,
@@ -205,10 +246,72 @@ impl Scanner {
         })
     }
 
+    /// The hash cache.
+    pub fn cache(&mut self) -> &mut HashCache {
+        &mut self.cache
+    }
+
+    /// Hashes files again whose digests are in the cache, and looks whether these are right: all
+    /// files, or those of some folders, or so many by chance. Wrong entries are removed.
+    ///
+    /// # Errors
+    /// If it is stopped.
+    pub fn verify_cache(
+        &mut self,
+        only: &[PathBuf],
+        at_most: Option<u64>,
+    ) -> Result<CacheCheck, ScanError> {
+        let entries = self.cache.entries(only, at_most).unwrap_or_default();
+        self.progress.enter(Phase::Hashing);
+        let bytes = entries.iter().map(|(_, _, row)| row.fingerprint.size_bytes).sum();
+        self.progress.expect(entries.len() as u64, bytes);
+        let mut trusts: HashMap<&Path, Trust> = HashMap::new();
+        for (root, ..) in &entries {
+            trusts
+                .entry(root)
+                .or_insert_with(|| FileSystem::of(root).as_ref().map_or(Trust::LEAST, Trust::from));
+        }
+        let (progress, stop) = (&self.progress, &self.stop);
+        let check = |hasher: &mut Hasher, (root, path, row): &(PathBuf, String, CacheRow)| {
+            if stop.load(Relaxed) {
+                return Checked::Stopped;
+            }
+            let checked = check(hasher, &root.join(path), row, trusts[root.as_path()]);
+            progress.add_files(1);
+            checked
+        };
+        let results: Vec<_> = self.pool.install(|| {
+            let new_hasher = || Hasher::new(progress, stop);
+            entries.par_iter().map_init(new_hasher, check).collect()
+        });
+        let mut report = CacheCheck::default();
+        let mut wrong: HashMap<&Path, Vec<Box<str>>> = HashMap::new();
+        for ((root, path, row), checked) in entries.iter().zip(results) {
+            match checked {
+                Checked::Right => {
+                    report.right += 1;
+                    report.bytes += row.fingerprint.size_bytes;
+                }
+                Checked::Wrong => {
+                    report.wrong.push(root.join(path).to_string_lossy().into_owned());
+                    wrong.entry(root).or_default().push(path.as_str().into());
+                }
+                Checked::Outdated => report.outdated += 1,
+                Checked::Unreadable => report.unreadable += 1,
+                Checked::Stopped => return Err(ScanError::Stopped),
+            }
+        }
+        report.wrong.sort_unstable();
+        for (root, paths) in wrong {
+            let _: Saved = self.cache.save(identify(root), &[], &paths);
+        }
+        Ok(report)
+    }
+
     /// Hashes files on all threads while this one writes what is known to the cache.
     fn hash(
         &mut self,
-        root: &Path,
+        root: Root,
         to_hash: Vec<Found>,
         files: &mut Vec<ScannedFile>,
         skipped: &mut Vec<Skipped>,
@@ -226,7 +329,7 @@ impl Scanner {
                         // Largest first, one by one: nobody is left alone with a big file at the end.
                         let next = queue.lock().expect("BUG: no one panics with this lock").next();
                         let Some(found) = next else { break };
-                        let result = hasher.hash(&root.join(found.path.as_str()));
+                        let result = hasher.hash(&root.path.join(found.path.as_str()));
                         progress.add_files(1);
                         if results.send((found.path, result)).is_err() {
                             break;
@@ -237,7 +340,7 @@ impl Scanner {
             drop(results);
 
             let mut unsaved: Vec<(RelPath, CacheRow)> = Vec::new();
-            let mut saved_at = std::time::Instant::now();
+            let (mut saved_at, mut is_busy) = (std::time::Instant::now(), false);
             for (path, result) in hashed {
                 match result {
                     Ok(row) => {
@@ -253,13 +356,86 @@ impl Scanner {
                     Err(error) => skipped
                         .push(Skipped { path: path.as_str().to_owned(), reason: error.into() }),
                 }
-                if unsaved.len() >= SAVE_MAX_FILES || saved_at.elapsed() >= SAVE_EVERY {
-                    cache.save(root, &unsaved);
-                    unsaved.clear();
+                let is_full = unsaved.len() >= SAVE_MAX_FILES && !is_busy;
+                if is_full || saved_at.elapsed() >= SAVE_EVERY {
+                    is_busy = cache.save(root, &unsaved, &[]) == Saved::Busy;
+                    if !is_busy {
+                        unsaved.clear();
+                    }
                     saved_at = std::time::Instant::now();
                 }
             }
-            cache.save(root, &unsaved);
+            if cache.save(root, &unsaved, &[]) == Saved::Busy {
+                tracing::warn!(
+                    files = unsaved.len(),
+                    "another process writes to the hash cache all the time: what was hashed now is \
+                     hashed again next time"
+                );
+            }
         });
     }
+}
+
+/// What a look at the hash cache has found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CacheCheck {
+    /// Files whose digests are right.
+    pub right: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+    /// Files that look as they did, and hold something else. They are hashed again from now on.
+    pub wrong: Vec<String>,
+    /// Entries of files that have changed or are gone: they are not used.
+    pub outdated: u64,
+    /// Files that could not be read.
+    pub unreadable: u64,
+}
+
+enum Checked {
+    Right,
+    Wrong,
+    Outdated,
+    Unreadable,
+    Stopped,
+}
+
+fn check(hasher: &mut Hasher, path: &Path, row: &CacheRow, trust: Trust) -> Checked {
+    let holds = |now: &Fingerprint| plan::is_trusted(row, now, trust);
+    match fs::metadata(path) {
+        Ok(found) if holds(&Fingerprint::of(&found)) => {}
+        Ok(_) => return Checked::Outdated,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Checked::Outdated,
+        Err(_) => return Checked::Unreadable,
+    }
+    match hasher.hash(path) {
+        Ok(now) if now.digest == row.digest => Checked::Right,
+        Ok(now) if holds(&now.fingerprint) => Checked::Wrong,
+        Ok(_) | Err(HashError::Unstable) => Checked::Outdated,
+        Err(HashError::Stopped) => Checked::Stopped,
+        Err(_) => Checked::Unreadable,
+    }
+}
+
+/// The root as the cache knows it.
+fn identify(root: &Path) -> Root<'_> {
+    let found = fs::metadata(root).map(|found| Fingerprint::of(&found));
+    let (device, inode) = found.map_or((0, 0), |found| (found.device, found.inode));
+    Root { path: root, device, inode }
+}
+
+/// What the evidence is worth on the file systems that the files are on, by their device.
+fn trusts(root: &Path, files: &[Found]) -> HashMap<u64, Trust> {
+    let mut trusts = HashMap::new();
+    let mut last = None;
+    for found in files {
+        let device = found.fingerprint.device;
+        if last != Some(device) {
+            last = Some(device);
+            trusts.entry(device).or_insert_with(|| {
+                let found = FileSystem::of(&root.join(found.path.as_str()));
+                found.as_ref().map_or(Trust::LEAST, Trust::from)
+            });
+        }
+    }
+    trusts
 }

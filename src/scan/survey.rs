@@ -53,7 +53,7 @@ impl Survey {
 
     /// All files with their sizes, in no order.
     pub fn files(&self) -> impl Iterator<Item = (&RelPath, u64, Known)> {
-        let HashPlan { trusted, to_hash, outdated } = &self.plan;
+        let HashPlan { trusted, to_hash, outdated, .. } = &self.plan;
         let trusted =
             trusted.iter().map(|file| (&file.path, file.fingerprint.size_bytes, Known::Unchanged));
         let to_hash = to_hash.iter().map(|found| {

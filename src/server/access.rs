@@ -67,18 +67,17 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
             _ => None,
         };
     }
-    let is_ours =
-        path.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let ours = path.strip_prefix(wire::ADMIN);
+    let is_ours = ours.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    // It is sent as POST for its body only.
+    let reads_ours = reads || ours == Some("/verify");
     match () {
-        () if is_ours && reads => Some(Scope::Read),
+        () if is_ours && reads_ours => Some(Scope::Read),
         () if is_ours => Some(Scope::Admin),
         () if path == "/metrics" && reads => Some(Scope::Read),
         () => None,
     }
 }
-
-/// The path of all endpoints that are farmhand's own.
-const OURS: &str = "/farmhand/v1";
 
 /// The token of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,6 +270,8 @@ mod tests {
             ("HEAD", "/farmhand/v1/anything", Some(Scope::Read)),
             ("POST", "/farmhand/v1", Some(Scope::Admin)),
             ("POST", "/farmhand/v1/gc", Some(Scope::Admin)),
+            ("POST", "/farmhand/v1/verify", Some(Scope::Read)),
+            ("POST", "/farmhand/v1/verify/x", Some(Scope::Admin)),
             ("DELETE", "/farmhand/v1/x/y", Some(Scope::Admin)),
             ("OPTIONS", "/farmhand/v1/x", Some(Scope::Admin)),
             ("QUERY", "/farmhand/v1/", Some(Scope::Admin)),

@@ -97,7 +97,7 @@ async fn checkouts(State(app): State<App>) -> Result<Json<Vec<CheckoutInfo>>, Ap
         (status = 200, description = "It is gone", body = Erased),
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 404, description = "There is no such checkout", body = Problem),
-        (status = 409, description = "Not now: another one is at it, or it is not certain what may go", body = Problem),
+        (status = 409, description = "It is none, but a folder with checkouts in it", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
     )
 )]
@@ -203,13 +203,14 @@ async fn set_pin(
     post, path = "/gc", operation_id = "collectGarbage", tag = "store",
     request_body = GcRequest,
     responses(
-        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = GcReport),
+        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = Line<GcReport>),
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),
         (status = 409, description = "Not now: another one is at it, or it is not certain what may go", body = Problem),
         (status = 413, description = "The request is too long", body = Problem),
         (status = 415, description = "It is not sent as application/json", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
+        (status = 503, description = "The server stops", body = Problem),
     )
 )]
 async fn gc(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
@@ -236,10 +237,10 @@ async fn gc(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Re
     post, path = "/scrub", operation_id = "scrubStore", tag = "store",
     request_body = ScrubRequest,
     responses(
-        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = ScrubReport),
+        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = Line<ScrubReport>),
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),
-        (status = 409, description = "Not now: another one is at it, or it is not certain what may go", body = Problem),
+        (status = 409, description = "Another one is at it", body = Problem),
         (status = 413, description = "The request is too long", body = Problem),
         (status = 415, description = "It is not sent as application/json", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
@@ -257,9 +258,9 @@ async fn scrub(
         let start = Instant::now();
         let report = loop {
             // The one in the background gives way, and goes on afterwards.
-            upkeep.background_scrub.give_way();
+            let gives_way = upkeep.background_scrub.give_way();
             match store.scrub(options, work) {
-                Err(ScrubError::Busy) if start.elapsed() < GIVES_WAY_WITHIN => {
+                Err(ScrubError::Busy) if gives_way && start.elapsed() < GIVES_WAY_WITHIN => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 done => break done?,
@@ -278,7 +279,7 @@ async fn scrub(
     post, path = "/verify", operation_id = "verifyCheckouts", tag = "store",
     request_body = VerifyRequest,
     responses(
-        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = VerifyReport),
+        (status = 200, description = "Lines: how far it is, and at last the report", content_type = "application/x-ndjson", body = Line<VerifyReport>),
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 404, description = "There is no such checkout", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),

@@ -24,9 +24,9 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(3600);
 /// How long a client that expects `100 Continue` certainly waits for it. curl sends after a second.
 const EXPECTS_FOR: Duration = Duration::from_millis(500);
 
-/// How many pieces of a body wait for the disk. A piece is what one read of the socket gave, at
-/// most some 400 KiB: hyper's largest buffer.
-const PIECES_IN_FLIGHT: usize = 4;
+/// How many pieces of a body wait for the disk. A piece is what one read of the socket gave: at most
+/// a buffer of the connection.
+const PIECES_IN_FLIGHT: usize = 2;
 
 /// A body that, dropped before its end, is read to its end in the background.
 ///

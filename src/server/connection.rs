@@ -23,6 +23,10 @@ use tracing::Instrument;
 
 use super::{App, Options, Peer, access::admit, body::Draining, unfold::Unfold};
 
+/// What a connection reads at once, at most; no head can be longer. Of a body that comes faster than the
+/// disk takes it, some five of these are in memory: hyper's own buffer would be of 400 KiB.
+const MAX_BUFFER_BYTES: usize = 128 << 10;
+
 /// Begins with TLS where that is spoken, which must not take longer than the head of a request.
 pub(super) async fn start(
     stream: TcpStream,
@@ -85,6 +89,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let socket = Unfold::new(stream, activity.clone());
     let connection = hyper::server::conn::http1::Builder::new()
         .header_read_timeout(None) // ours knows busy from idle: see `Activity`
+        .max_buf_size(MAX_BUFFER_BYTES)
         .serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
     let silence = activity.silence(&app.options);

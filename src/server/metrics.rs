@@ -23,7 +23,7 @@ use prometheus_client::{
         DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text,
     },
     metrics::{
-        counter::Counter,
+        counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
         histogram::{Histogram, exponential_buckets},
@@ -250,7 +250,8 @@ impl Metrics {
             Unit::Seconds,
             last_success.clone(),
         );
-        registry.register_collector(Box::new(Room(store)));
+        registry.register_collector(Box::new(Room(store.clone())));
+        registry.register_collector(Box::new(Content(store)));
 
         let metrics = Self {
             registry: root,
@@ -294,7 +295,12 @@ impl Metrics {
 
     /// A job has been done, just now.
     pub fn succeeded(&self, job: Job) {
-        self.last_success.get_or_create(&JobName { job: job.name() }).set(unix_seconds());
+        self.succeeded_at(job, unix_seconds());
+    }
+
+    /// A job has been done then, in seconds since 1970.
+    pub fn succeeded_at(&self, job: Job, unix_seconds: f64) {
+        self.last_success.get_or_create(&JobName { job: job.name() }).set(unix_seconds);
     }
 
     pub(super) fn upload_ended(&self, end: UploadEnd) {
@@ -376,6 +382,50 @@ impl Collector for Room {
             let gauge = ConstGauge::new(bytes);
             let kind = gauge.metric_type();
             gauge.encode(encoder.encode_descriptor(name, text, Some(&Unit::Bytes), kind)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is in the store, and what upkeep has found, asked for at each scrape.
+#[derive(Debug)]
+struct Content(Arc<Store>);
+
+impl Collector for Content {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let tally = self.0.tally();
+        if let Some(stored) = tally.stored {
+            for (name, text, unit, value) in [
+                ("store_blobs", "Blobs in the store", None, stored.blobs),
+                ("store", "Sizes of the blobs in the store", Some(&Unit::Bytes), stored.bytes),
+            ] {
+                let gauge = ConstGauge::new(value);
+                let kind = gauge.metric_type();
+                gauge.encode(encoder.encode_descriptor(name, text, unit, kind)?)?;
+            }
+        }
+        let bytes = Some(&Unit::Bytes);
+        for (name, text, unit, value) in [
+            (
+                "gc_removed_blobs",
+                "Blobs that garbage collection removed",
+                None,
+                tally.removed.blobs,
+            ),
+            ("gc_removed", "Sizes of these", bytes, tally.removed.bytes),
+            ("scrub_read_blobs", "Blobs that scrubs have read", None, tally.scrubbed.blobs),
+            ("scrub_read", "Sizes of these", bytes, tally.scrubbed.bytes),
+            ("scrub_unreadable", "Blobs that scrubs could not read", None, tally.unreadable),
+            (
+                "quarantined",
+                "What was not what its name says, and went to quarantine",
+                None,
+                tally.quarantined,
+            ),
+        ] {
+            let counter = ConstCounter::new(value);
+            let kind = counter.metric_type();
+            counter.encode(encoder.encode_descriptor(name, text, unit, kind)?)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod error;
 #[cfg(test)]
 mod fuzz;
 mod metrics;
+mod openapi;
 mod routes;
 mod tls;
 mod tokens;
@@ -160,8 +161,7 @@ pub async fn serve(
         shutdown: shutdown.clone(),
         end: CancellationToken::new(),
     });
-    // Opening a store removes what an earlier process left.
-    app.metrics.succeeded(Job::TempCleanup);
+    upkeep::recall(&app);
     let router = routes::router(routes, app.clone());
     exec.spawn(upkeep::run(app.clone()));
     for listener in listeners {

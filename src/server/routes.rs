@@ -18,7 +18,8 @@ use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App, Peer, access_log::CheckoutRecord, admin, body::next_piece, metrics, upload,
+    ApiError, App, Peer, access_log::CheckoutRecord, admin, body::next_piece, metrics, openapi,
+    upload,
 };
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
@@ -74,14 +75,16 @@ pub(super) fn routes() -> (Router<App>, OpenApi) {
         .routes(routes!(status, upload::upload))
         .routes(routes!(requirements))
         .routes(routes!(create));
-    OpenApiRouter::with_openapi(Api::openapi())
+    let (routes, mut document) = OpenApiRouter::with_openapi(Api::openapi())
         .nest(wire::SHAMAN, shaman)
         .nest(wire::ADMIN, admin::routes())
-        .routes(routes!(openapi))
+        .routes(routes!(document))
         .routes(routes!(healthz))
         .routes(routes!(readyz))
         .routes(routes!(scrape))
-        .split_for_parts()
+        .split_for_parts();
+    openapi::describe_access(&mut document);
+    (routes, document)
 }
 
 pub(super) fn to_json(openapi: &OpenApi) -> Bytes {
@@ -125,7 +128,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedBlob {
     get, path = "/api/v3/openapi3.json", operation_id = "getOpenAPI", tag = "server",
     responses((status = 200, description = "All that this server serves, as OpenAPI 3.1", body = Object))
 )]
-async fn openapi(State(app): State<App>) -> impl IntoResponse {
+async fn document(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone())
 }
 

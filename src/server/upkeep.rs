@@ -49,18 +49,23 @@ const GIVES_WAY: Duration = Duration::from_secs(60);
 
 /// The scrub that goes on in the background, if there is one.
 #[derive(Debug, Default)]
-pub(super) struct Background(Mutex<Arc<Work>>);
+pub(super) struct Background(Mutex<Option<Arc<Work>>>);
 
 impl Background {
-    /// Has it stop soon.
-    pub fn give_way(&self) {
-        self.0.lock().expect("BUG: no one panics with this lock").stop();
+    /// Has it stop soon. Whether there is one.
+    pub fn give_way(&self) -> bool {
+        let work = self.0.lock().expect("BUG: no one panics with this lock");
+        work.as_ref().inspect(|work| work.stop()).is_some()
     }
 
     fn begin(&self) -> Arc<Work> {
         let work = Arc::new(Work::default());
-        *self.0.lock().expect("BUG: no one panics with this lock") = work.clone();
+        self.set(Some(work.clone()));
         work
+    }
+
+    fn set(&self, work: Option<Arc<Work>>) {
+        *self.0.lock().expect("BUG: no one panics with this lock") = work;
     }
 }
 
@@ -79,9 +84,21 @@ pub(super) fn succeeded(app: &App, job: Job) {
     }
 }
 
+/// Notes what is known to have succeeded before this server began.
+pub(super) fn recall(app: &App) {
+    // Opening a store removes what an earlier process left.
+    app.metrics.succeeded(Job::TempCleanup);
+    let history = app.history.lock().expect("BUG: no one panics with this lock");
+    for (job, seconds) in [(Job::Gc, history.gc_s), (Job::Scrub, history.scrub_s)] {
+        if let Some(seconds) = seconds {
+            app.metrics.succeeded_at(job, seconds as f64);
+        }
+    }
+}
+
 /// Does all of it until the server is to stop.
 pub(super) async fn run(app: App) {
-    tokio::join!(collect(&app), scrub(&app), clean(&app));
+    tokio::join!(count(&app), collect(&app), scrub(&app), clean(&app));
 }
 
 /// Waits; `Err` if the server is to stop.
@@ -122,6 +139,14 @@ async fn with_work<T: Send + 'static>(
         () = app.shutdown.cancelled() => stop.stop(),
     }
     running.await
+}
+
+/// Counts what is stored, for the metrics.
+async fn count(app: &App) {
+    let store = app.store.clone();
+    if let Err(error) = with_work(app, Arc::default(), move |work| store.count(work)).await {
+        tracing::warn!("the metrics lack what is stored: {error}: {}", error.source);
+    }
 }
 
 async fn collect(app: &App) -> Option<()> {
@@ -177,6 +202,7 @@ async fn scrub(app: &App) -> Option<()> {
         };
         let (store, work) = (app.store.clone(), app.background_scrub.begin());
         let done = with_work(app, work, move |work| store.scrub(options, work)).await;
+        app.background_scrub.set(None);
         let pause = match done {
             Ok(report) if report.complete => {
                 tracing::info!(
@@ -200,8 +226,6 @@ async fn scrub(app: &App) -> Option<()> {
 }
 
 async fn clean(app: &App) -> Option<()> {
-    // Opening the store has removed them all.
-    succeeded(app, Job::TempCleanup);
     loop {
         rest(app, HOUR).await.ok()?;
         let store = app.store.clone();

@@ -9,9 +9,16 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::{Durability, Store, layout::Layout, materialize, records::Record};
+use super::{
+    Durability, Store,
+    layout::Layout,
+    materialize,
+    records::{self, Record},
+};
 use crate::{
-    disk::{DiskError, IoContext, create_dir, remove_dir_all, rename_new, sync_file_system},
+    disk::{
+        DiskError, IoContext, create_dir, remove_dir_all, remove_file, rename_new, sync_file_system,
+    },
     domain::{BlobId, BlobStatus, CheckoutPath, Manifest},
 };
 
@@ -293,11 +300,20 @@ impl Drop for Parents {
 pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     let dir = layout.building();
     for entry in fs::read_dir(&dir).on("list", &dir)? {
-        let path = entry.on("list", &dir)?.path();
-        // In nobody's way: no reason not to open the store.
-        if let Err(error) = remove_dir_all(&path) {
-            tracing::warn!("{error}: {}", error.source);
+        let entry = entry.on("list", &dir)?;
+        let path = entry.path();
+        if !entry.file_type().on("look at", &path)?.is_dir() {
+            // What a mode of links was tried with.
+            super::remove_leftover(remove_file(&path));
+            continue;
         }
+        let erased = entry.file_name().to_str().and_then(Layout::erased);
+        // The name says which record may be left, so it goes after that.
+        super::remove_leftover(
+            erased
+                .map_or(Ok(()), |digest| records::forget_erased(layout, &digest))
+                .and_then(|()| remove_dir_all(&path)),
+        );
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::{
     fs, io,
     path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -21,7 +22,7 @@ use super::{
     walk::{Held, Item, Walk},
 };
 use crate::{
-    disk::{DirectoryId, DiskError, IoContext, remove_dir_if_empty, remove_file},
+    disk::{DirectoryId, DiskError, IoContext, remove_dir_if_empty, remove_file, rest_if_gentle},
     domain::{
         BlobId,
         report::{Amount, GcReport},
@@ -37,6 +38,16 @@ const _: () = assert!(MIN_AGE.as_secs() >= 2 * TOUCHED_RECENTLY.as_secs());
 
 /// How many blobs are removed while all others wait.
 const BATCH: usize = 32;
+/// The same, if all others go first.
+const GENTLE_BATCH: usize = 4;
+
+/// How long the others then have.
+const BETWEEN_BATCHES: Duration = Duration::from_micros(50);
+
+/// How often directories that change while they are walked are looked at again while checkouts are made,
+/// and then how often while none gets its name.
+const FREE_ROUNDS: u32 = 3;
+const SETTLE_ROUNDS: u32 = 12;
 
 /// How many errors are told in words.
 const TOLD_ERRORS: usize = 20;
@@ -156,17 +167,25 @@ impl Store {
                 garbage.push(candidate.id);
             }
         }
-        for batch in garbage.chunks(BATCH) {
+        let batch = if options.gentle { GENTLE_BATCH } else { BATCH };
+        for batch in garbage.chunks(batch) {
             work.go_on()?;
             if options.dry_run {
                 batch.iter().for_each(|id| report.removed.add(id.size_bytes));
             } else {
                 self.sweep(batch, max_age, &mut report);
+                // The lock is given to whoever comes first. Whoever waits must first wake up.
+                if options.gentle { rest_if_gentle() } else { thread::sleep(BETWEEN_BATCHES) }
             }
         }
         if !options.dry_run {
-            self.forget_gone_checkouts()?;
-            self.empty_quarantine(max_age, &mut report)?;
+            // From here on blobs are gone: what fails is told beside that.
+            if let Err(error) = self.forget_gone_checkouts() {
+                failed(&error, &mut report);
+            }
+            if let Err(error) = self.empty_quarantine(max_age, &mut report) {
+                failed(&error, &mut report);
+            }
         }
         Ok(report)
     }
@@ -191,6 +210,7 @@ impl Store {
                     }
                 })?;
                 for id in ids {
+                    rest_if_gentle();
                     let Some(found) = self.look(&id)?.filter(fs::Metadata::is_file) else {
                         continue;
                     };
@@ -201,6 +221,7 @@ impl Store {
                         Kept::No => old.push(id),
                     }
                 }
+                self.counts.counted(prefix, stored);
                 work.did(stored.blobs, 0);
                 Ok((stored, young, held, old))
             })
@@ -228,11 +249,20 @@ impl Store {
                 candidates[at].held.store(true, Relaxed);
             }
             seen.fetch_add(1, Relaxed);
+            rest_if_gentle();
         };
-        let walk = Walk::new(&visit);
+        // What is being built needs its blobs since it was begun, so they are young.
+        let walk = Walk::new(&visit).except(self.layout.building());
         walk.run(&jobs)?;
         work.go_on()?;
-        walk.settle()?;
+        if !walk.settle(FREE_ROUNDS)? {
+            // On a busy farm there is always another checkout: they wait for their names now.
+            let _no_more = self.naming.lock().expect("BUG: no one panics with this lock");
+            if !walk.settle(SETTLE_ROUNDS)? {
+                let source = io::Error::other("somebody moves checkouts all the time; try again");
+                return Err(DiskError { op: "see all of", path: jobs, source }.into());
+            }
+        }
         work.go_on()?;
         self.require_checkouts()
     }
@@ -257,12 +287,7 @@ impl Store {
             match self.remove_if_unused(id, max_age) {
                 Ok(true) => report.removed.add(id.size_bytes),
                 Ok(false) => report.in_use.add(id.size_bytes),
-                Err(error) => {
-                    report.failed += 1;
-                    if report.errors.len() < TOLD_ERRORS {
-                        report.errors.push(format!("{error}: {}", error.source));
-                    }
-                }
+                Err(error) => failed(&error, report),
             }
         }
     }
@@ -278,10 +303,18 @@ impl Store {
             Kept::Young | Kept::Held => Ok(false),
             Kept::No => {
                 remove_file(&file)?;
-                // Not empty if there is a blob of the same digest and another size.
-                remove_dir_if_empty(&dir)?;
+                self.counts.removed(id);
+                self.remove_blob_dir(&dir);
                 Ok(true)
             }
+        }
+    }
+
+    /// Removes the directory of a blob that is gone from it, unless there is one of the same digest
+    /// and another size. An empty directory is in nobody's way.
+    pub(super) fn remove_blob_dir(&self, dir: &Path) {
+        if let Err(error) = remove_dir_if_empty(dir) {
+            tracing::warn!("{error}: {}", error.source);
         }
     }
 
@@ -330,6 +363,13 @@ impl Store {
             }
         }
         Ok(found)
+    }
+}
+
+fn failed(error: &DiskError, report: &mut GcReport) {
+    report.failed += 1;
+    if report.errors.len() < TOLD_ERRORS {
+        report.errors.push(format!("{error}: {}", error.source));
     }
 }
 

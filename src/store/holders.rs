@@ -30,7 +30,8 @@ use crate::{
 /// How many holders or problems are told one by one.
 const TOLD: usize = 1000;
 
-/// Why a checkout was not erased. It is as it was.
+/// Why a checkout was not erased. It is as it was, or, if the disk failed late, gone from its place:
+/// the next start removes what is left of it.
 #[derive(Debug, thiserror::Error)]
 pub enum EraseError {
     /// There is none of this name.
@@ -126,7 +127,7 @@ impl Store {
     pub fn erase(&self, path: &CheckoutPath) -> Result<Erased, EraseError> {
         let dir = self.layout.checkout(path);
         let mut erased = Erased { path: path.as_str().to_owned(), files: 0, directories: 0 };
-        let trash = self.layout.building().join(format!("erased-{:016x}", fastrand::u64(..)));
+        let trash = self.layout.trash(path);
         {
             let _one = self.naming.lock().expect("BUG: no one panics with this lock");
             let is_there = match fs::symlink_metadata(&dir) {
@@ -143,7 +144,11 @@ impl Store {
                 return Err(EraseError::Folder(path.clone(), inside));
             }
             rename_new(&dir, &trash)?;
-            self.remove_record(path)?;
+            if let Err(error) = self.remove_record(path) {
+                // A record without its checkout would look as if the disk with it were missing.
+                let _ = rename_new(&trash, &dir);
+                return Err(error.into());
+            }
             let mut above = dir.parent();
             while let Some(dir) = above.filter(|dir| *dir != self.layout.jobs()) {
                 if !remove_dir_if_empty(dir)? {
@@ -283,7 +288,7 @@ impl Store {
                     }
                 }
             };
-            Walk::new(&visit).run(&self.layout.jobs())?;
+            Walk::new(&visit).except(self.layout.building()).run(&self.layout.jobs())?;
             let mut held_by = held_by.into_inner().expect("BUG: no one panics with this lock");
             held_by.sort();
             let holders = holders.into_inner().expect("BUG: no one panics with this lock");
@@ -350,10 +355,12 @@ impl Store {
         }
         for info in infos {
             if work.go_on().is_err() {
-                break;
+                return Ok(report);
             }
             self.verify_checkout(&info, deep, &mut good, work, &mut report)?;
         }
+        // Not if it was stopped in the middle of the last one.
+        report.complete = !work.is_stopped();
         Ok(report)
     }
 

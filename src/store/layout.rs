@@ -1,16 +1,13 @@
 //! Where things stand in the storage directory. The layout of `stored/` and `jobs/` is Shaman's, so
 //! that an existing storage can be taken over and given back.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use super::Durability;
 use crate::{
-    disk::{DiskError, IoContext, create_dir_if_missing, sync_file_system},
+    disk::{DiskError, create_dirs_if_missing, sync_file_system},
     domain::{BlobId, CheckoutPath, Digest, RelPath},
 };
 
@@ -62,7 +59,11 @@ impl Layout {
 
     /// The record of one checkout. Its path may be longer than a name can be.
     pub fn record(&self, path: &CheckoutPath) -> PathBuf {
-        let digest = Digest::from_bytes(Sha256::digest(path.as_str()).into());
+        self.record_of(&digest_of(path))
+    }
+
+    /// The record of the checkout whose path has this digest.
+    pub fn record_of(&self, digest: &Digest) -> PathBuf {
         self.records().join(format!("{digest}.json"))
     }
 
@@ -95,14 +96,10 @@ impl Layout {
         let dirs =
             [self.stored(), self.uploading(), self.quarantine(), self.records(), self.building()];
         for dir in dirs {
-            fs::create_dir_all(&dir).on("create", &dir)?;
+            create_dirs_if_missing(&dir)?;
         }
         for prefix in 0..=255u8 {
-            let dir = self.stored().join(format!("{prefix:02x}"));
-            // Looked at first: on a store that is there, nothing changes.
-            if !dir.is_dir() {
-                create_dir_if_missing(&dir)?;
-            }
+            create_dirs_if_missing(&self.stored().join(format!("{prefix:02x}")))?;
         }
         if durability == Durability::Full {
             // They may be on different ones.
@@ -143,6 +140,17 @@ impl Layout {
         self.jobs().join(path.as_str())
     }
 
+    /// Where a checkout goes that is erased, until its files are removed. The name says which it was.
+    pub fn trash(&self, path: &CheckoutPath) -> PathBuf {
+        let name = format!("erased-{}-{:016x}", digest_of(path), fastrand::u64(..));
+        self.building().join(name)
+    }
+
+    /// The digest of the path of the checkout that is in the trash under this name.
+    pub fn erased(name: &str) -> Option<Digest> {
+        name.strip_prefix("erased-")?.split('-').next()?.parse().ok()
+    }
+
     /// Whether a checkout of this name would stand where checkouts are built.
     pub fn is_reserved(path: &CheckoutPath) -> bool {
         // Some file systems do not tell upper from lower case.
@@ -164,6 +172,10 @@ impl Layout {
         target.push_str(".blob");
         target.into()
     }
+}
+
+fn digest_of(path: &CheckoutPath) -> Digest {
+    Digest::from_bytes(Sha256::digest(path.as_str()).into())
 }
 
 #[cfg(test)]

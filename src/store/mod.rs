@@ -14,6 +14,7 @@ mod pins;
 mod receive;
 mod records;
 mod scrub;
+mod tally;
 mod walk;
 
 use std::{
@@ -33,6 +34,7 @@ pub use inflight::Flight;
 pub use materialize::ModeError;
 pub use receive::{ReceiveError, Received};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
+pub use tally::Tally;
 pub use walk::Work;
 
 use crate::disk::{
@@ -145,6 +147,7 @@ pub struct Store {
     naming: Mutex<()>,
     pinning: Mutex<()>,
     /// One garbage collection at a time, and one scrub.
+    counts: tally::Counts,
     collecting: Mutex<()>,
     scrubbing: Mutex<()>,
     lock: Mutex<Lock>,
@@ -169,6 +172,7 @@ impl Store {
         layout.create(options.durability)?;
         let dir_lock = Lock::acquire_directory(&layout.stored()).map_err(held)?;
         receive::remove_leftovers(&layout, std::time::Duration::ZERO)?;
+        records::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
         materialize::probe(&layout, options.link_mode)?;
         Ok(Arc::new(Self {
@@ -180,6 +184,7 @@ impl Store {
             removal: RwLock::default(),
             naming: Mutex::default(),
             pinning: Mutex::default(),
+            counts: tally::Counts::default(),
             collecting: Mutex::default(),
             scrubbing: Mutex::default(),
             lock: lock.into(),
@@ -273,5 +278,13 @@ impl Store {
     /// The directory that holds all checkouts.
     pub fn checkouts_dir(&self) -> std::path::PathBuf {
         self.layout.jobs()
+    }
+}
+
+/// What an earlier process left is in nobody's way if it cannot be removed: no reason not to open
+/// the store.
+fn remove_leftover(removed: Result<(), DiskError>) {
+    if let Err(error) = removed {
+        tracing::warn!("{error}: {}", error.source);
     }
 }

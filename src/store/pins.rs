@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, io};
 
-use super::Store;
+use super::{Durability, Store};
 use crate::{
     disk::{DiskError, IoContext, replace_file},
     domain::Digest,
@@ -34,7 +34,8 @@ impl Store {
         if is_change {
             let text: String = pins.iter().map(|digest| format!("{digest}\n")).collect();
             let file = self.layout.pins();
-            replace_file(&file, text.as_bytes(), true)?;
+            let durable = self.options.durability == Durability::Full;
+            replace_file(&file, text.as_bytes(), durable)?;
             self.sync_dir(file.parent().expect("BUG: the file of pins is in a directory"))?;
         }
         Ok(is_change)

@@ -112,14 +112,18 @@ impl Ticket {
         unsynced().insert(self.id);
         let published = {
             let _stays = self.store.removal.read().expect("BUG: no one panics with this lock");
-            self.make_way(&dir, &file).and_then(|()| temp.publish(&file))
+            self.make_way(&dir, &file).and_then(|is_new| temp.publish(&file).map(|()| is_new))
         };
-        if let Err(error) = published {
-            unsynced().remove(&self.id);
-            // Windows does not replace a read-only file. If it is the same blob, sent beside us and
-            // stored first, then that is as good.
-            if self.store.is_there(&self.id)?.is_none() {
-                return Err(error.into());
+        match published {
+            Ok(true) => store.counts.stored(&self.id),
+            Ok(false) => {}
+            Err(error) => {
+                unsynced().remove(&self.id);
+                // Windows does not replace a read-only file. If it is the same blob, sent beside us and
+                // stored first, then that is as good.
+                if self.store.is_there(&self.id)?.is_none() {
+                    return Err(error.into());
+                }
             }
         }
         let start = Instant::now();
@@ -135,18 +139,22 @@ impl Ticket {
 
 impl Ticket {
     /// Makes the directory of a blob. What stands in its way and is no file cannot be replaced by
-    /// one: it goes to quarantine.
-    fn make_way(&self, dir: &Path, file: &Path) -> Result<(), DiskError> {
+    /// one: it goes to quarantine. Whether there is no such file yet.
+    fn make_way(&self, dir: &Path, file: &Path) -> Result<bool, DiskError> {
         match fs::symlink_metadata(dir) {
             Ok(found) if !found.is_dir() => {
                 self.store.quarantine(&self.id, dir)?;
             }
-            Ok(_) if fs::symlink_metadata(file).is_ok_and(|found| found.is_dir()) => {
-                self.store.quarantine(&self.id, file)?;
-            }
-            _ => {}
+            Ok(_) => match fs::symlink_metadata(file) {
+                Ok(found) if found.is_dir() => {
+                    self.store.quarantine(&self.id, file)?;
+                }
+                Ok(_) => return Ok(false),
+                Err(_) => {}
+            },
+            Err(_) => {}
         }
-        create_dir_if_missing(dir)
+        create_dir_if_missing(dir).map(|()| true)
     }
 }
 

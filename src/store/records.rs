@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Durability, Store};
+use super::{Durability, Store, layout::Layout};
 use crate::{
     disk::{DiskError, IoContext, remove_file, replace_file},
     domain::{CheckoutPath, Digest, Entry, Manifest, report::LinkMode},
@@ -88,6 +88,10 @@ impl Store {
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir).on("list", &dir)? {
             let file = entry.on("list", &dir)?.path();
+            // One that is being written.
+            if file.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
             let text = match fs::read(&file) {
                 Ok(text) => text,
                 // Erased meanwhile.
@@ -113,6 +117,35 @@ impl Store {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Removes records that a killed process was writing.
+pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
+    let dir = layout.records();
+    for entry in fs::read_dir(&dir).on("list", &dir)? {
+        let file = entry.on("list", &dir)?.path();
+        if file.extension().is_some_and(|extension| extension == "new") {
+            super::remove_leftover(remove_file(&file));
+        }
+    }
+    Ok(())
+}
+
+/// Removes the record of a checkout that was being erased when the process was killed, unless there
+/// is one of that name. Left alone, it would look as if the disk with the checkout were missing.
+pub(super) fn forget_erased(layout: &Layout, path: &Digest) -> Result<(), DiskError> {
+    let file = layout.record_of(path);
+    let record = match fs::read(&file) {
+        Ok(text) => parse(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).on("read", &file),
+    };
+    let path = record.and_then(|record| record.path.parse::<CheckoutPath>().ok());
+    let is_gone = |path: &CheckoutPath| {
+        let found = fs::symlink_metadata(layout.checkout(path));
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    if path.is_some_and(|path| is_gone(&path)) { remove_file(&file) } else { Ok(()) }
 }
 
 fn parse(text: &[u8]) -> Option<Record> {

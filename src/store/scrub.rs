@@ -7,6 +7,7 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::atomic::Ordering::Relaxed,
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -19,10 +20,7 @@ use super::{
     Options, Stopped, Store, Work, gc::names_of, layout::Layout, records::unix_s, walk::Item,
 };
 use crate::{
-    disk::{
-        DiskError, IoContext, make_read_only, read_from_disk, remove_dir_if_empty, rename,
-        replace_file,
-    },
+    disk::{DiskError, IoContext, make_read_only, read_from_disk, rename, replace_file},
     domain::{BlobId, Digest, report::Quarantined, report::ScrubReport},
 };
 
@@ -176,11 +174,13 @@ impl Run<'_> {
                 report.quarantined.push(bad);
             }
             Finding::Unreadable(error) => {
+                self.store.counts.unreadable.fetch_add(1, Relaxed);
                 tracing::error!(blob = %id, "{error}: {}", error.source);
                 tell(&mut report.unreadable, || format!("{id}: {error}: {}", error.source));
             }
         }
         report.read.add(id.size_bytes);
+        self.store.counts.scrubbed(id);
         self.work.did(1, id.size_bytes);
     }
 }
@@ -244,11 +244,14 @@ impl Store {
             // Sent again meanwhile: the next scrub will read that.
             Ok(now) if now.as_ref().is_none_or(|now| !wrong.is_same_file(now)) => Ok(Finding::Gone),
             Ok(_) => Ok(match self.quarantine(id, &file) {
-                Ok(moved_to) => Finding::Quarantined(Quarantined {
-                    blob: id.to_string(),
-                    found: wrong.what,
-                    moved_to: moved_to.display().to_string(),
-                }),
+                Ok(moved_to) => {
+                    self.counts.gone(id);
+                    Finding::Quarantined(Quarantined {
+                        blob: id.to_string(),
+                        found: wrong.what,
+                        moved_to: moved_to.display().to_string(),
+                    })
+                }
                 Err(error) => Finding::Unreadable(error),
             }),
             Err(error) => Ok(Finding::Unreadable(error)),
@@ -261,7 +264,8 @@ impl Store {
         let name = format!("{}-{}-{now}-{:04x}", id.digest, id.size_bytes, fastrand::u16(..));
         let target = self.layout.quarantine().join(name);
         rename(path, &target)?;
-        remove_dir_if_empty(&self.layout.blob(id).0)?;
+        self.counts.quarantined.fetch_add(1, Relaxed);
+        self.remove_blob_dir(&self.layout.blob(id).0);
         Ok(target)
     }
 

@@ -14,15 +14,12 @@ use std::{
 
 use super::{Store, layout::Layout};
 use crate::{
-    disk::{DirectoryId, DiskError, IoContext, unix_ns},
+    disk::{DirectoryId, DiskError, IoContext, rest_if_gentle, unix_ns},
     domain::{BlobId, report::Done},
 };
 
 /// How fine the times of directories are, at worst: the tick of a kernel's clock, and some.
 const TICK: Duration = Duration::from_millis(20);
-
-/// How often directories that change while they are walked are looked at again.
-const SETTLE_ROUNDS: u32 = 12;
 
 /// A long operation: how far it is, and whether it is to stop.
 #[derive(Debug, Default)]
@@ -101,8 +98,9 @@ impl Store {
         let prefix = format!("{prefix:02x}");
         let dir = self.layout.stored().join(&prefix);
         let mut entries = names(&dir)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
+        entries.sort_by_cached_key(fs::DirEntry::file_name);
         for entry in entries {
+            rest_if_gentle();
             let (dir, rest) = (entry.path(), entry.file_name());
             let Some(rest) =
                 rest.to_str().filter(|rest| Layout::parse(&prefix, rest, "0").is_some())
@@ -152,6 +150,8 @@ impl Store {
 /// Walks directories of checkouts. Links to directories are followed, each directory once.
 pub(super) struct Walk<'a> {
     visit: &'a (dyn Fn(&Path, Held) + Sync),
+    /// A directory to leave out.
+    except: PathBuf,
     seen: Mutex<HashMap<DirectoryId, Seen>>,
     failed: Mutex<Option<DiskError>>,
 }
@@ -165,7 +165,12 @@ struct Seen {
 impl<'a> Walk<'a> {
     /// `visit` gets the path of everything that is no directory, and what it is.
     pub fn new(visit: &'a (dyn Fn(&Path, Held) + Sync)) -> Self {
-        Self { visit, seen: Mutex::default(), failed: Mutex::default() }
+        Self { visit, except: PathBuf::new(), seen: Mutex::default(), failed: Mutex::default() }
+    }
+
+    /// Leaves this directory out.
+    pub fn except(self, except: PathBuf) -> Self {
+        Self { except, ..self }
     }
 
     /// Visits everything below a directory, on the threads of the current pool.
@@ -181,12 +186,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Looks again at what has changed since it was looked at, until nothing has. A checkout that is
-    /// moved while it is walked is found this way. What is visited may be visited again.
+    /// moved while it is walked is found this way. What is visited may be visited again. `false` if it
+    /// does not settle.
     ///
     /// # Errors
-    /// As [`Walk::run`]; and if it does not settle.
-    pub fn settle(&self) -> Result<(), DiskError> {
-        for round in 0..SETTLE_ROUNDS {
+    /// As [`Walk::run`].
+    pub fn settle(&self, rounds: u32) -> Result<bool, DiskError> {
+        for round in 0..rounds {
             let mut changed = Vec::new();
             self.seen.lock().expect("BUG: no one panics with this lock").retain(|id, seen| {
                 let is_changed = match DirectoryId::of(&seen.path) {
@@ -206,15 +212,14 @@ impl<'a> Walk<'a> {
                 !is_changed
             });
             if changed.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             thread::sleep(TICK * 2u32.pow(round.min(5)));
             for path in changed {
                 self.run(&path)?;
             }
         }
-        let source = io::Error::other("checkouts are made or moved all the time; try again");
-        Err(DiskError { op: "see all of", path: PathBuf::from("jobs"), source })
+        Ok(false)
     }
 
     fn enter<'s>(&'s self, dir: PathBuf, scope: &rayon::Scope<'s>) {
@@ -254,7 +259,9 @@ impl<'a> Walk<'a> {
         let path = entry.path();
         let kind = entry.file_type().on("look at", &path)?;
         if kind.is_dir() {
-            self.enter(path, scope);
+            if path != self.except {
+                self.enter(path, scope);
+            }
         } else if kind.is_symlink() {
             match follow(&path)? {
                 // By its own name: blobs in it are known by theirs.
@@ -340,7 +347,7 @@ mod tests {
             let walk = Walk::new(&visit);
             pool.install(|| walk.run(root.path())).unwrap();
             missed += usize::from(!seen.lock().unwrap().contains("x"));
-            pool.install(|| walk.settle()).unwrap();
+            assert!(pool.install(|| walk.settle(12)).unwrap());
             assert!(seen.lock().unwrap().contains("x"));
         }
         assert!(missed > 0, "it never moved to where the walk had been");

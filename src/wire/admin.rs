@@ -56,7 +56,7 @@ pub struct PinsAnswer {
 
 /// One line of the answer to a long operation (`application/x-ndjson`): how far it is, once a second,
 /// and at the end what came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Line<T> {
     /// It goes on.

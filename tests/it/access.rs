@@ -87,6 +87,12 @@ fn a_token_allows_what_it_lists_and_nothing_else() {
         ("POST", CREATE, Scope::Checkout),
         ("POST", "/farmhand/v1/anything", Scope::Admin),
         ("DELETE", "/farmhand/v1/anything", Scope::Admin),
+        ("GET", "/farmhand/v1/checkouts", Scope::Read),
+        ("POST", "/farmhand/v1/verify", Scope::Read),
+        ("POST", "/farmhand/v1/gc", Scope::Admin),
+        ("POST", "/farmhand/v1/scrub", Scope::Admin),
+        ("DELETE", "/farmhand/v1/checkouts?path=x", Scope::Admin),
+        ("PUT", "/farmhand/v1/pins/x", Scope::Admin),
     ] {
         let ask = |prefix: &str, headers: &str| {
             answer(
@@ -639,6 +645,60 @@ fn a_client_takes_its_token_from_a_setting_or_a_file() {
     assert!(code == 2 && err.contains("none.txt"), "{err}");
     let (code, err) = push("token = \"two words\"\n", None);
     assert!(code == 2 && err.contains("the setting token") && !err.contains("two words"), "{err}");
+}
+
+#[test]
+fn who_looks_after_a_store_from_elsewhere_needs_a_token_for_that() {
+    let home = tempfile::tempdir().unwrap();
+    let tokens = home.path().join("tokens.toml");
+    let reader = new_token(&tokens, "artist", "read,upload,checkout");
+    let admin = new_token(&tokens, "ops", "admin,read");
+    let server = ServerProcess::start(
+        home.path(),
+        &home.path().join("s"),
+        &["--anonymous", "nowhere", "--tokens", tokens.to_str().unwrap()],
+    );
+    let project = small_project(home.path());
+    let with = |token: &str, arguments: &[&str]| {
+        let mut command = farmhand(home.path());
+        command.env("FARMHAND_TOKEN", token).args(arguments).args(["--server", &server.url]);
+        let (code, out, err) = run(&mut command);
+        for token in [&reader, &admin] {
+            assert!(!err.contains(token) && !out.contains(token), "{out}{err}");
+        }
+        (code, err)
+    };
+    let checkout = ["checkout", project.to_str().unwrap(), "--as", "demo"];
+    assert_eq!(with(&reader, &checkout).0, 0);
+    let sha = sha(&fs::read(project.join("file")).unwrap());
+    for (arguments, code) in [
+        (&["list"][..], 0),
+        (&["du"], 0),
+        (&["verify"], 0),
+        (&["verify", "demo", "--deep"], 0),
+        (&["why", &sha], 0),
+    ] {
+        let arguments = [&["store"], arguments].concat();
+        assert_eq!(with(&reader, &arguments).0, code, "{arguments:?}");
+        let (code, err) = with("unknown", &arguments);
+        assert!(code == 6 && err.contains("token"), "{arguments:?}: {code} {err}");
+    }
+    for arguments in [
+        &["gc"][..],
+        &["gc", "--dry-run"],
+        &["scrub"],
+        &["pin", &sha],
+        &["unpin", &sha],
+        &["erase", "demo"],
+    ] {
+        let arguments = [&["store"], arguments].concat();
+        let (code, err) = with(&reader, &arguments);
+        assert!(code == 6 && err.contains("the scope admin"), "{arguments:?}: {code} {err}");
+        assert_eq!(with(&admin, &arguments).0, 0, "{arguments:?}");
+    }
+    let mut none = farmhand(home.path());
+    let (code, _, err) = run(none.args(["store", "gc", "--server", &server.url]));
+    assert!(code == 6 && err.contains("FARMHAND_TOKEN"), "{code} {err}");
 }
 
 /// What a request to one of two servers had.

@@ -120,6 +120,19 @@ impl TestServer {
         self.connect().post_json(path, body)
     }
 
+    /// Sends JSON, or nothing, to one of farmhand's own endpoints.
+    pub fn admin(&self, method: &str, path: &str, body: Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let mut connection = self.connect();
+        let head = format!(
+            "{method} /farmhand/v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+             Content-Type: application/json\r\n\r\n{body}",
+            body.len()
+        );
+        connection.send(head.as_bytes());
+        connection.answer()
+    }
+
     pub fn upload(&self, content: &[u8]) -> Answer {
         self.connect().upload(content, "")
     }
@@ -258,6 +271,11 @@ impl Connection {
         }
     }
 
+    /// Returns when something has come.
+    pub fn until_it_answers(&mut self) {
+        assert!(!self.reader.fill_buf().unwrap().is_empty(), "no answer");
+    }
+
     pub fn answer(&mut self) -> Answer {
         self.try_answer().expect("no answer")
     }
@@ -269,7 +287,7 @@ impl Connection {
     }
 
     pub fn get(&mut self, path: &str) -> Answer {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         self.answer()
     }
 
@@ -304,7 +322,7 @@ impl Connection {
 }
 
 pub fn post_head(path: &str, headers: &str, length: u64) -> Vec<u8> {
-    format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n{headers}\r\n")
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n")
         .into_bytes()
 }
 

@@ -15,11 +15,18 @@ use super::common::*;
 
 /// What the server said it has done.
 #[derive(Default)]
-struct Promised {
+pub(super) struct Promised {
     stored: Vec<Vec<u8>>,
     checkouts: Vec<(String, BTreeMap<String, Vec<u8>>)>,
     /// Answers of 5xx.
     failures: Vec<Answer>,
+}
+
+impl Promised {
+    /// How many blobs were stored, checkouts made, and requests not done.
+    pub fn summary(&self) -> (usize, usize, usize) {
+        (self.stored.len(), self.checkouts.len(), self.failures.len())
+    }
 }
 
 /// The contents of the scenario: the same in every run, so that runs can follow each other.
@@ -28,7 +35,7 @@ fn contents() -> Vec<Vec<u8>> {
 }
 
 /// Uploads, one of them wrong, and checkouts, one of them of a taken name. Ends with the connection.
-fn scenario(server: &ServerProcess) -> Promised {
+pub(super) fn scenario(server: &ServerProcess) -> Promised {
     let mut promised = Promised::default();
     let mut connection = server.connect();
     let contents = contents();
@@ -76,28 +83,28 @@ fn scenario(server: &ServerProcess) -> Promised {
     promised
 }
 
-fn ask(connection: &mut Connection, request: &[u8]) -> Option<Answer> {
+pub(super) fn ask(connection: &mut Connection, request: &[u8]) -> Option<Answer> {
     std::io::Write::write_all(&mut connection.stream, request).ok()?;
     connection.try_answer()
 }
 
 /// A server with a fault, and its log in a file.
-fn start(home: &Path, storage: &Path, fault: &str) -> Option<(ServerProcess, PathBuf)> {
-    start_with(home, storage, fault, "full")
+pub(super) fn start(home: &Path, storage: &Path, fault: &str) -> Option<(ServerProcess, PathBuf)> {
+    start_with(home, storage, fault, &[])
 }
 
-fn start_with(
+pub(super) fn start_with(
     home: &Path,
     storage: &Path,
     fault: &str,
-    durability: &str,
+    settings: &[(&str, &str)],
 ) -> Option<(ServerProcess, PathBuf)> {
     let log = home.join("log");
     let mut child = farmhand(home)
-        .env("FARMHAND_STORE_DURABILITY", durability)
+        .envs(settings.iter().copied())
         .args(["serve", "--log-format", "json", "--listen", "127.0.0.1:0", "--storage"])
         .arg(storage)
-        .env("FARMHAND_LOG", "off,farmhand::disk=trace,farmhand::access=info")
+        .env("FARMHAND_LOG", "warn,farmhand::disk=trace,farmhand::access=info")
         .env("FARMHAND_FAULT", fault)
         .stdout(Stdio::piped())
         .stderr(fs::File::create(&log).unwrap())
@@ -115,18 +122,18 @@ fn start_with(
     (!server.url.is_empty()).then_some((server, log))
 }
 
-fn log_lines(log: &Path) -> Vec<Value> {
+pub(super) fn log_lines(log: &Path) -> Vec<Value> {
     let text = fs::read_to_string(log).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn fields(line: &Value) -> (&str, &str, &str) {
+pub(super) fn fields(line: &Value) -> (&str, &str, &str) {
     let text = |name: &str| line["fields"][name].as_str().unwrap_or_default();
     (text("change"), text("from"), text("path"))
 }
 
 /// All that must hold whenever a store is opened again, and everything that was promised.
-fn check(storage: &Path, promised: &[Promised]) {
+pub(super) fn check(storage: &Path, promised: &[Promised]) {
     let mut stored = HashMap::new();
     for (path, content) in tree(&storage.join("file-store/stored")) {
         let name =
@@ -159,10 +166,7 @@ fn changes() -> BTreeMap<String, usize> {
     drop(start(home.path(), &storage, "").unwrap());
     let (server, log) = start(home.path(), &storage, "").unwrap();
     let promised = scenario(&server);
-    assert_eq!(
-        (promised.stored.len(), promised.checkouts.len(), promised.failures.len()),
-        (3, 2, 0)
-    );
+    assert_eq!(promised.summary(), (3, 2, 0));
     drop(server);
     check(&storage, &[promised]);
     let mut count = BTreeMap::new();
@@ -446,7 +450,8 @@ fn a_relaxed_store_syncs_nothing_and_is_whole_when_the_process_is_killed() {
     let home = tempfile::tempdir().unwrap();
     let storage = home.path().join("storage");
     drop(start(home.path(), &storage, "").unwrap());
-    let (server, log) = start_with(home.path(), &storage, "", "relaxed").unwrap();
+    let (server, log) =
+        start_with(home.path(), &storage, "", &[("FARMHAND_STORE_DURABILITY", "relaxed")]).unwrap();
     let promised = scenario(&server);
     drop(server); // as kill -9 does
     check(&storage, &[promised]);

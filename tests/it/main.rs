@@ -12,8 +12,10 @@ mod bad_input;
 mod cli;
 mod common;
 
+mod cache;
 mod conformance;
 mod crash;
+mod crash_upkeep;
 mod disk_full;
 mod fuzz;
 mod layering;

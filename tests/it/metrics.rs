@@ -10,10 +10,10 @@ use super::common::*;
 const DEFERS: &str = "X-Shaman-Can-Defer-Upload: True\r\nUser-Agent: somebody\r\n";
 
 /// All series with their values.
-type Scrape = BTreeMap<String, f64>;
+pub(super) type Scrape = BTreeMap<String, f64>;
 
 /// Asks for the metrics, and reads them as Prometheus would.
-fn scrape(server: &TestServer) -> Scrape {
+pub(super) fn scrape(server: &TestServer) -> Scrape {
     let answer = server.connect().get("/metrics");
     assert_eq!(answer.status, 200);
     let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";

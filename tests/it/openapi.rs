@@ -4,10 +4,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
-use farmhand::server::Options;
+use farmhand::server::{Access, Anonymous, Options, Scope, Token, Tokens};
 use serde_json::{Value, json};
 
 use super::common::*;
@@ -62,7 +63,9 @@ fn it_is_well_formed_and_has_the_names_that_clients_generate_code_from() {
     });
     let schemas: BTreeSet<_> =
         document["components"]["schemas"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(refs, schemas, "schemas that nothing refers to");
+    // The reports of long operations are named, and written out in the lines of their answers.
+    let unnamed: Vec<_> = schemas.difference(&refs).collect();
+    assert_eq!(unnamed, [&"GcReport", &"ScrubReport", &"VerifyReport"]);
     for name in [
         "Error",
         "ShamanCheckout",
@@ -142,6 +145,18 @@ fn it_lists_what_is_served_and_nothing_else() {
     }
 }
 
+fn is_a(kind: &Value, value: &Value) -> Result<bool, String> {
+    Ok(match kind.as_str().unwrap() {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "boolean" => value.is_boolean(),
+        "null" => value.is_null(),
+        other => return Err(format!("unknown type {other}")),
+    })
+}
+
 /// Whether a value is as a schema says; knows what our schemas use, and fails on anything else.
 fn matches(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     for (keyword, says) in schema.as_object().ok_or("no schema")? {
@@ -151,14 +166,11 @@ fn matches(document: &Value, schema: &Value, value: &Value) -> Result<(), String
                 matches(document, target, value)?;
                 true
             }
-            "type" => match says.as_str().unwrap() {
-                "object" => value.is_object(),
-                "array" => value.is_array(),
-                "string" => value.is_string(),
-                "integer" => value.is_u64() || value.is_i64(),
-                "boolean" => value.is_boolean(),
-                other => return Err(format!("unknown type {other}")),
-            },
+            "type" => {
+                let one = std::slice::from_ref(says);
+                let kinds = says.as_array().map_or(one, Vec::as_slice).iter();
+                kinds.map(|kind| is_a(kind, value)).collect::<Result<Vec<_>, _>>()?.contains(&true)
+            }
             "required" => says
                 .as_array()
                 .unwrap()
@@ -177,6 +189,10 @@ fn matches(document: &Value, schema: &Value, value: &Value) -> Result<(), String
                     matches(document, says, item)?;
                 }
                 true
+            }
+            "oneOf" => {
+                let one = says.as_array().unwrap().iter();
+                one.filter(|schema| matches(document, schema, value).is_ok()).count() == 1
             }
             "enum" => says.as_array().unwrap().contains(value),
             "minimum" => value.as_f64() >= says.as_f64(),
@@ -224,6 +240,14 @@ impl Checked<'_> {
         if described == "application/json" {
             matches(self.document, &schema["schema"], &answer.json()).unwrap();
         }
+        if described == "application/x-ndjson" {
+            let text = std::str::from_utf8(&answer.body).unwrap();
+            assert!(text.ends_with('\n'));
+            for line in text.lines() {
+                let line = serde_json::from_str(line).unwrap();
+                matches(self.document, &schema["schema"], &line).unwrap();
+            }
+        }
         if answer.status >= 400 {
             assert_eq!(answer.json()["code"], answer.status);
         }
@@ -232,8 +256,20 @@ impl Checked<'_> {
 
 #[test]
 fn answers_are_as_it_describes_them() {
-    let options =
-        Options { body_timeout: Duration::from_millis(100), max_files: 10, ..Options::default() };
+    // Tokens of one scope each; without any, everything is allowed.
+    let mut tokens = Tokens::default();
+    for scope in [Scope::Read, Scope::Checkout] {
+        let text = format!("{scope}-token");
+        let token = Token::new(scope.name(), [scope].into_iter().collect(), &text).unwrap();
+        tokens.add(token).unwrap();
+    }
+    let options = Options {
+        access: Arc::new(Access::new(Anonymous::Loopback, tokens)),
+        body_timeout: Duration::from_millis(100),
+        max_files: 10,
+        max_json_bytes: 1 << 20,
+        ..Options::default()
+    };
     let server = TestServer::with(options);
     let document = document(&server);
     let mut checked = Checked { document: &document, seen: BTreeSet::new() };
@@ -297,7 +333,9 @@ fn answers_are_as_it_describes_them() {
     let size = 1_u64 << 60;
     huge.send(&post_head(&format!("/api/v3/shaman/files/{}/{size}", sha(b"x")), "", size));
     checked.check("shamanFileStore", &huge.answer());
-    // A disk in disorder.
+    refusals(&server, &mut checked);
+    administration(&server, &mut checked);
+    // A disk in more disorder.
     let prefix = server.storage().join("file-store/stored").join(&sha(&other)[..2]);
     if fs::remove_dir(&prefix).is_err() {
         fs::remove_dir_all(&prefix).unwrap();
@@ -315,7 +353,8 @@ fn answers_are_as_it_describes_them() {
     let full = TestServer::with_store(Options::default(), full);
     checked.check("getReadiness", &full.connect().get("/readyz"));
 
-    // Every code that is described has been seen, but for these, which need a full disk and minutes.
+    // Every code that is described has been seen, but for these: they need a full disk, minutes, or a
+    // server that stops.
     let unseen: Vec<_> = operations(&document)
         .into_iter()
         .flat_map(|(_, _, operation)| {
@@ -330,6 +369,130 @@ fn answers_are_as_it_describes_them() {
         .collect();
     assert_eq!(
         unseen,
-        ["shamanCheckout 503", "shamanCheckout 507", "shamanCheckoutRequirements 503"]
+        [
+            "collectGarbage 503",
+            "shamanCheckout 503",
+            "shamanCheckout 507",
+            "shamanCheckoutRequirements 503"
+        ]
     );
+}
+
+/// Everything below `/farmhand/v1`, done, done wrongly, and with a disk in disorder.
+fn administration(server: &TestServer, checked: &mut Checked) {
+    let ask = |method: &str, path: &str| server.admin(method, path, Value::Null);
+    let short = "0".repeat(63);
+    let sha = sha(b"whatever");
+    let (blob, pin) = (format!("blobs/{sha}"), format!("pins/{sha}"));
+    let (bad_blob, bad_pin) = (format!("blobs/{short}"), format!("pins/{short}"));
+    let posts = [("collectGarbage", "gc"), ("scrubStore", "scrub"), ("verifyCheckouts", "verify")];
+
+    assert_eq!(server.upload(b"whatever").status, 204);
+    let files = json!([file(b"whatever", "a")]);
+    for path in ["in/folder", "gone"] {
+        let body = json!({ "checkoutPath": path, "files": files });
+        assert_eq!(server.post_json("checkout/create", &body).status, 200);
+    }
+    checked.check("listCheckouts", &ask("GET", "checkouts"));
+    checked.check("getUsage", &ask("GET", "usage"));
+    checked.check("whyBlob", &ask("GET", &blob));
+    checked.check("whyBlob", &ask("GET", &bad_blob));
+    checked.check("pinBlob", &ask("PUT", &pin));
+    checked.check("pinBlob", &ask("PUT", &bad_pin));
+    checked.check("listPins", &ask("GET", "pins"));
+    checked.check("unpinBlob", &ask("DELETE", &pin));
+    checked.check("unpinBlob", &ask("DELETE", &bad_pin));
+    checked.check("eraseCheckout", &ask("DELETE", "checkouts?path=gone"));
+    for (path, status) in [("?path=gone", 404), ("", 400), ("?path=..", 400), ("?path=in", 409)] {
+        let answer = ask("DELETE", &format!("checkouts{path}"));
+        assert_eq!(answer.status, status);
+        checked.check("eraseCheckout", &answer);
+    }
+    for (operation, path) in posts {
+        checked.check(operation, &server.admin("POST", path, json!({})));
+        checked.check(operation, &server.admin("POST", path, json!({ "what": 1 })));
+        let path = format!("/farmhand/v1/{path}");
+        checked.check(operation, &server.connect().post(&path, "", b"{}"));
+        let json = "Content-Type: application/json\r\n";
+        let mut silent = server.connect();
+        silent.send(&post_head(&path, json, 10));
+        checked.check(operation, &silent.answer());
+        let mut long = server.connect();
+        long.send(&post_head(&path, json, 2 << 20));
+        checked.check(operation, &long.answer());
+    }
+    let unknown = json!({ "checkout": "unknown" });
+    checked.check("verifyCheckouts", &server.admin("POST", "verify", unknown));
+
+    // One byte per second: it goes on until nobody waits for it, and another one may not.
+    let mut slow = server.connect();
+    let body = json!({ "rate": 1, "from_start": true }).to_string();
+    let json = "Content-Type: application/json\r\n";
+    slow.send(&post_head("/farmhand/v1/scrub", json, body.len() as u64));
+    slow.send(body.as_bytes());
+    slow.until_it_answers();
+    checked.check("scrubStore", &server.admin("POST", "scrub", json!({})));
+    drop(slow);
+
+    // Checkouts that are known, and none of them there: whoever took them away may bring them back.
+    let jobs = server.storage().join("jobs");
+    fs::rename(&jobs, server.storage().join("elsewhere")).unwrap();
+    fs::create_dir(&jobs).unwrap();
+    checked.check("collectGarbage", &server.admin("POST", "gc", json!({})));
+    fs::remove_dir(&jobs).unwrap();
+    fs::rename(server.storage().join("elsewhere"), &jobs).unwrap();
+
+    // A disk in disorder.
+    let ours = server.storage().join("farmhand");
+    fs::rename(&ours, server.storage().join("farmhand-was")).unwrap();
+    fs::write(&ours, "no directory").unwrap();
+    checked.check("listCheckouts", &ask("GET", "checkouts"));
+    checked.check("getUsage", &ask("GET", "usage"));
+    checked.check("whyBlob", &ask("GET", &blob));
+    checked.check("pinBlob", &ask("PUT", &pin));
+    checked.check("unpinBlob", &ask("DELETE", &pin));
+    checked.check("listPins", &ask("GET", "pins"));
+    checked.check("eraseCheckout", &ask("DELETE", "checkouts?path=in/folder"));
+    for (operation, path) in posts {
+        let mut answer = None;
+        // The slow one does not stop at once.
+        until(|| {
+            answer = Some(server.admin("POST", path, json!({})));
+            answer.as_ref().is_some_and(|answer| answer.status != 409)
+        });
+        checked.check(operation, &answer.unwrap());
+    }
+}
+
+/// What those are told who may not ask.
+fn refusals(server: &TestServer, checked: &mut Checked) {
+    let all = operations(checked.document);
+    for (path, method, operation) in all {
+        let id = operation["operationId"].as_str().unwrap();
+        let path = path.replace("{sha}", &sha(b"x")).replace("{size}", "1");
+        let with = |token: &str| {
+            let mut connection = server.connect();
+            let head = post_head(&path, &format!("Authorization: Bearer {token}\r\n"), 0);
+            let head = String::from_utf8(head).unwrap();
+            connection.send(head.replacen("POST", &method.to_uppercase(), 1).as_bytes());
+            connection.answer()
+        };
+        let refused = with("unknown");
+        assert_eq!(refused.status, 401, "{id}");
+        checked.check(id, &refused);
+        let security = operation.get("security");
+        // All that needs a token can do without one somewhere; which scope it needs is said.
+        let scope = security.map(|ways| {
+            assert_eq!((ways[0].clone(), ways.as_array().unwrap().len()), (json!({}), 2), "{id}");
+            ways[1]["bearer"][0].as_str().unwrap()
+        });
+        for token in ["read", "checkout"] {
+            let answer = with(&format!("{token}-token"));
+            let lacks = scope.is_some_and(|scope| scope != token);
+            assert_eq!(answer.status == 403, lacks, "{id} with {token}: {answer:?}");
+            if lacks {
+                checked.check(id, &answer);
+            }
+        }
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
@@ -16,7 +17,7 @@ use farmhand::{
 };
 use serde_json::{Value, json};
 
-use super::common::*;
+use super::{common::*, metrics::scrape};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -51,18 +52,6 @@ impl TestServer {
     fn checkout(&self, path: &str, files: &[(&str, &[u8])]) -> Answer {
         let files: Vec<_> = files.iter().map(|(path, content)| file(content, path)).collect();
         self.post_json("checkout/create", &json!({ "checkoutPath": path, "files": files }))
-    }
-
-    fn admin(&self, method: &str, path: &str, body: Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let mut connection = self.connect();
-        let head = format!(
-            "{method} /farmhand/v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
-             Content-Type: application/json\r\n\r\n{body}",
-            body.len()
-        );
-        connection.send(head.as_bytes());
-        connection.answer()
     }
 
     /// An operation that ends well; its report.
@@ -124,16 +113,18 @@ fn gc_removes_what_nobody_needs_and_keeps_the_rest() {
     assert_eq!(pin.json()["changed"], true);
 
     let dry = server.report("gc", json!({ "dry_run": true }));
-    assert_eq!(dry["removed"], json!({ "blobs": 1, "bytes": 7 }), "{dry}");
+    assert_eq!(dry["removed"], json!({ "blobs": 2, "bytes": 15 }), "{dry}");
     assert!(server.blob(b"garbage").exists());
     let report = server.report("gc", json!({}));
-    for (what, blobs) in [("stored", 11), ("young", 2), ("held", 7), ("pinned", 1), ("removed", 1)]
+    for (what, blobs) in [("stored", 11), ("young", 2), ("held", 6), ("pinned", 1), ("removed", 2)]
     {
         assert_eq!(report[what]["blobs"], blobs, "{what} in {report}");
         assert_eq!(report[what], dry[what]);
     }
     for name in names {
-        assert_eq!(server.blob(name.as_bytes()).exists(), name != "garbage", "{name}");
+        // Whatever is really being built has all its blobs made young.
+        let is_garbage = matches!(name, "garbage" | "building");
+        assert_eq!(server.blob(name.as_bytes()).exists(), !is_garbage, "{name}");
     }
     assert!(!server.blob(b"garbage").parent().unwrap().exists(), "an empty directory is left");
     assert_eq!(server.status(b"garbage"), "unknown");
@@ -144,7 +135,7 @@ fn gc_removes_what_nobody_needs_and_keeps_the_rest() {
     fs::remove_dir_all(jobs.join(".farmhand-building/half")).unwrap();
     server.admin("DELETE", &format!("pins/{}", sha(b"pinned")), Value::Null);
     let report = server.report("gc", json!({ "max_age_s": 0 }));
-    assert_eq!(report["removed"]["blobs"], 9, "{report}");
+    assert_eq!(report["removed"]["blobs"], 8, "{report}");
     assert!(server.blob(b"garbage").exists(), "sent again just now");
 }
 
@@ -245,6 +236,43 @@ fn gc_never_takes_what_was_said_to_be_there() {
         collecting.join().unwrap()
     });
     assert!(collected > 0, "nothing was ever collected");
+}
+
+#[test]
+fn garbage_is_collected_while_checkouts_are_made_all_the_time() {
+    let relaxed = store::Options { durability: Durability::Relaxed, ..Default::default() };
+    let server = TestServer::with_store(server::Options::default(), relaxed);
+    assert_eq!(server.upload(b"held").status, 204);
+    let stop = AtomicBool::new(false);
+    let made = std::thread::scope(|scope| {
+        let makers: Vec<_> = (0..2)
+            .map(|maker| {
+                let (server, stop) = (&server, &stop);
+                scope.spawn(move || {
+                    let mut made = 0;
+                    while !stop.load(Relaxed) {
+                        let path = format!("{maker}/{made}");
+                        assert_eq!(server.checkout(&path, &[("x", b"held")]).status, 200);
+                        made += 1;
+                    }
+                    made
+                })
+            })
+            .collect();
+        for round in 0..5 {
+            let garbage = format!("garbage {round}");
+            server.store_old(garbage.as_bytes());
+            let answer = server.admin("POST", "gc", json!({}));
+            if !server.status(garbage.as_bytes()).eq("unknown") {
+                stop.store(true, Relaxed);
+                panic!("round {round}: {}", String::from_utf8_lossy(&answer.body));
+            }
+        }
+        stop.store(true, Relaxed);
+        makers.into_iter().map(|maker| maker.join().unwrap()).sum::<i32>()
+    });
+    assert!(made > 0);
+    assert_eq!(server.report("verify", json!({}))["wrong"], 0);
 }
 
 #[test]
@@ -765,6 +793,65 @@ fn the_commands_work_with_a_directory_and_with_a_server() {
 /// What stands in checkouts, and what farmhand remembers, is damaged in every way: it is noticed, and
 /// costs nothing else.
 #[test]
+fn the_metrics_tell_what_is_stored_and_what_was_done_to_it() {
+    let storage = tempfile::tempdir().unwrap();
+    let server = TestServer::over(storage.path().to_owned(), server::Options::default());
+    let counted = |server: &TestServer| {
+        let found = scrape(server);
+        [
+            "store_blobs",
+            "store_bytes",
+            "gc_removed_blobs_total",
+            "gc_removed_bytes_total",
+            "scrub_read_blobs_total",
+            "scrub_read_bytes_total",
+            "scrub_unreadable_total",
+            "quarantined_total",
+        ]
+        .map(|name| found.get(&format!("farmhand_{name}")).map(|value| *value as u64))
+    };
+    let is = |expected: [u64; 8]| expected.map(Some);
+    until(|| counted(&server) == is([0; 8]));
+    for (content, size) in [(&b"garbage"[..], 7), (b"damaged", 7), (b"fine", 4)] {
+        let before = counted(&server);
+        for status in [204, 208] {
+            assert_eq!(server.upload(content).status, status);
+        }
+        let after = counted(&server);
+        assert_eq!(after[1].unwrap() - before[1].unwrap(), size);
+    }
+    assert_eq!(counted(&server), is([3, 18, 0, 0, 0, 0, 0, 0]));
+    age(&server.blob(b"garbage"), 40 * DAY);
+    server.report("gc", json!({}));
+    assert_eq!(counted(&server), is([2, 11, 1, 7, 0, 0, 0, 0]));
+    damage(&server.blob(b"damaged"), b"demaged");
+    server.report("scrub", json!({}));
+    assert_eq!(counted(&server), is([1, 4, 1, 7, 2, 11, 0, 1]));
+    // Sent again, over what somebody has cut short: no more and no fewer.
+    damage(&server.blob(b"fine"), b"fin");
+    assert_eq!(server.upload(b"fine").status, 204);
+    assert_eq!(counted(&server)[..2], [Some(1), Some(4)]);
+    // What others remove is noticed by the next garbage collection.
+    fs::remove_file(server.blob(b"fine")).unwrap();
+    server.report("gc", json!({}));
+    assert_eq!(counted(&server)[..2], [Some(0), Some(0)]);
+    server.upload(b"fine");
+
+    // Another one counts anew, and knows when the last one was done.
+    let jobs = |server: &TestServer| {
+        let job = |name| format!("farmhand_last_success_timestamp_seconds{{job=\"{name}\"}}");
+        let found = scrape(server);
+        ["gc", "scrub"].map(|name| found.get(&job(name)).map(|value| value.floor() as u64))
+    };
+    let before = jobs(&server);
+    assert!(before.iter().all(Option::is_some), "{before:?}");
+    drop(server);
+    let server = TestServer::over(storage.path().to_owned(), server::Options::default());
+    assert_eq!(jobs(&server), before);
+    until(|| counted(&server) == is([1, 4, 0, 0, 0, 0, 0, 0]));
+}
+
+#[test]
 fn damage_to_checkouts_and_to_what_is_remembered_is_noticed_and_survived() {
     let dir = tempfile::tempdir().unwrap();
     let storage = dir.path().join("storage");
@@ -824,7 +911,13 @@ fn a_lock_that_is_damaged_lets_no_second_server_in() {
     let second = || {
         let mut command = farmhand(home.path());
         command.args(["serve", "--listen", "127.0.0.1:0", "--storage"]).arg(&storage);
-        let output = command.output().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        if !url.is_empty() {
+            child.kill().unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };

@@ -178,6 +178,9 @@ fn a_checkout_over_https_needs_the_right_authority() {
         let (code, _, err) = run(&["push", "project", "--ca", file]);
         assert!(code == 2 && err.contains(file) && err.contains(says), "{err}");
     }
+    let (code, out, _) = run(&["store", "list", "--ca", ca]);
+    assert!(code == 0 && out.contains("demo"), "{out}");
+    assert_eq!(run(&["store", "list"]).0, 5);
     let checks = home.client().args(["conformance", &server.url, "--ca", ca]).output().unwrap();
     assert!(checks.status.success(), "{checks:?}");
     // Small machines have no root certificates, and need none for one of our own.
