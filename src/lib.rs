@@ -15,5 +15,6 @@ pub mod meter;
 pub mod preview;
 pub mod scan;
 pub mod server;
+mod sha256;
 pub mod store;
 pub mod wire;

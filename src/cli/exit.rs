@@ -171,7 +171,9 @@ impl From<ScanError> for Failure {
             }
             ScanError::Walk(WalkError::BadName { .. }) => (Exit::Failed, ""),
             ScanError::Stopped => return Self::interrupted(),
-            ScanError::Threads(_) => (Exit::Failed, "try --threads 2"),
+            ScanError::Threads(_) => {
+                (Exit::Failed, "end other programs, or raise the limit of processes")
+            }
         };
         Self::of(exit, &error, next)
     }

@@ -21,7 +21,7 @@ fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => prop::sample::select(vec![
             "server", "storage", "log_format", "progress", "store", "durability", "reserve", "serve",
-            "listen", "anonymous", "default_ignores", "defer", "hold", "max_json", "max_files", "scan", "threads",
+            "listen", "anonymous", "default_ignores", "defer", "hold", "max_json", "max_files", "scan", "readers",
             "cache_dir", "upload", "parallel",
         ]).prop_map(str::to_owned),
         1 => "[a-z._\" ]{0,5}",

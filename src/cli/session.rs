@@ -17,7 +17,7 @@ use super::{
     Context,
     exit::{Exit, Failure},
     progress::Display,
-    settings::{Overrides, Settings},
+    settings::{Overrides, Readers, Settings},
 };
 use crate::{
     client::{self, Shaman},
@@ -89,9 +89,9 @@ pub(super) struct ScanArgs {
     #[arg(long, conflicts_with = "no_cache")]
     warm_addon_cache: bool,
 
-    /// How many threads read files
+    /// How many threads read files, each several at once [default: auto, tried out]
     #[arg(long, value_name = "N")]
-    threads: Option<u32>,
+    readers: Option<Readers>,
 }
 
 impl ScanArgs {
@@ -106,7 +106,7 @@ impl ScanArgs {
         overrides.set_path("scan.cache_dir", "--cache-dir", self.cache_dir.as_ref());
         let warm = if self.no_cache { Some(false) } else { self.warm_addon_cache.then_some(true) };
         overrides.set("scan.warm_addon_cache", "--warm-addon-cache", warm);
-        overrides.set("scan.threads", "--threads", self.threads);
+        overrides.set("scan.readers", "--readers", self.readers);
     }
 }
 

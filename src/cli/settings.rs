@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -188,7 +189,7 @@ pub(super) struct Scan {
     pub warm_addon_cache: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addon_cache_dir: Option<PathBuf>,
-    pub threads: u32,
+    pub readers: Readers,
 }
 
 impl Default for Scan {
@@ -200,7 +201,7 @@ impl Default for Scan {
             cache_dir: None,
             warm_addon_cache: false,
             addon_cache_dir: None,
-            threads: saturating_u32(options.threads),
+            readers: Readers(options.readers.map(saturating_u32)),
         }
     }
 }
@@ -308,6 +309,53 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
+/// How many threads read files; `None`: as many as turn out to be best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Readers(pub Option<u32>);
+
+impl FromStr for Readers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "auto" => Ok(Self(None)),
+            Ok(number @ 1..=1024) => Ok(Self(Some(number))),
+            _ => Err(format!("{text:?} is no number of readers: auto, or 1 to 1024")),
+        }
+    }
+}
+
+impl fmt::Display for Readers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("auto"),
+            Some(number) => number.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Readers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Readers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Value {
+            Number(u32),
+            Text(String),
+        }
+        let text = match Value::deserialize(deserializer)? {
+            Value::Number(number) => number.to_string(),
+            Value::Text(text) => text,
+        };
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
 /// How often something is done: a span of time, or `never`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Every(pub Option<Duration>);
@@ -391,7 +439,7 @@ const KEYS: &[&str] = &[
     "scan.cache_dir",
     "scan.warm_addon_cache",
     "scan.addon_cache_dir",
-    "scan.threads",
+    "scan.readers",
     "upload.parallel",
     "upload.retries",
     "upload.defer",
@@ -696,7 +744,7 @@ impl Settings {
         };
         scan::Options {
             default_ignores: scan.default_ignores,
-            threads: (scan.threads as usize).max(1),
+            readers: scan.readers.0.map(|number| number as usize),
             addon_cache: scan
                 .warm_addon_cache
                 .then(|| {

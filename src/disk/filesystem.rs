@@ -26,6 +26,26 @@ impl FileSystem {
     }
 }
 
+/// Whether a device is a disk with heads, which loses time when it is to be in several places at once.
+/// `false` where that is not known.
+pub fn is_rotational(device: u64) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let block = format!("/sys/dev/block/{major}:{minor}");
+        // A partition's is that of its disk.
+        ["queue", "../queue"].iter().any(|queue| {
+            let text = std::fs::read_to_string(format!("{block}/{queue}/rotational"));
+            text.is_ok_and(|text| text.trim() == "1")
+        })
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// The numbers are those of Linux' `linux/magic.h` and of the file systems' own headers.
 #[cfg(any(target_os = "linux", test))]
 fn from_magic(magic: u64) -> FileSystem {

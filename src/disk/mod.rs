@@ -15,7 +15,7 @@ pub use change::{
     symlink, sync_dir, sync_file_system,
 };
 pub use error::{DiskError, IoContext};
-pub use filesystem::FileSystem;
+pub use filesystem::{FileSystem, is_rotational};
 pub use lock::{Lock, LockError};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;

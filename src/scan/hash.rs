@@ -1,32 +1,44 @@
-//! Hashes one file at a time: stat, read, stat again.
+//! Hashes files, several at once on each thread: read, and see that nothing has changed meanwhile.
+//!
+//! A file that was looked at by the walk is opened, read, and looked at again: if all its evidence is as
+//! before, then its content is that of one moment. What has changed is read again a little later,
+//! between a look before and one after.
 
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
+    vec,
 };
-
-use sha2::{Digest as _, Sha256};
 
 use super::{
     cache::CacheRow,
     plan::{FINE_WINDOW_NS, changed_ns, racy_window_ns},
-    walk::kind,
+    readers::Gate,
+    walk::{Found, kind},
 };
 use crate::{
     disk::{Fingerprint, unix_ns},
-    domain::Digest,
+    domain::{Digest, RelPath},
     meter::Progress,
+    sha256::{self, BLOCK_BYTES, INITIAL, Lanes, MAX_LANES, State},
 };
 
-/// One buffer a thread, used again: a fresh one for each file costs half the speed on small ones.
-const BUFFER_BYTES: usize = 256 * 1024;
+/// How much is read at once, for each file of a thread. They are used again: fresh ones for each file
+/// cost half the speed on small ones. All of a thread's fit into the second cache of a core.
+const BUFFER_BYTES: usize = 128 * 1024;
 
 /// How often a file that changed while it was read is read again.
-const TRIES: usize = 3;
+const TRIES: u32 = 3;
+
+/// How long its writer has to come to an end.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Why a file has no digest.
 #[derive(Debug, thiserror::Error)]
@@ -45,84 +57,357 @@ pub enum HashError {
     Stopped,
 }
 
-/// Hashes files one after another.
-pub(super) struct Hasher<'a> {
+/// The folder that files are opened in. Paths are looked up from there, not from the root of all.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    #[cfg(unix)]
+    open: Option<std::os::fd::OwnedFd>,
+}
+
+impl Folder {
+    pub fn new(path: &Path) -> Self {
+        #[cfg(unix)]
+        let open = {
+            use rustix::fs::{Mode, OFlags, open};
+            open(path, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty()).ok()
+        };
+        Self {
+            path: path.to_owned(),
+            #[cfg(unix)]
+            open,
+        }
+    }
+
+    fn full(&self, path: &RelPath) -> PathBuf {
+        self.path.join(path.as_str())
+    }
+
+    /// Opens a file for reading; a pipe that has taken its place does not block.
+    fn open(&self, path: &RelPath) -> io::Result<File> {
+        #[cfg(unix)]
+        {
+            use rustix::fs::{CWD, Mode, OFlags, openat};
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+            let opened = match &self.open {
+                Some(folder) => openat(folder, path.as_str(), flags, Mode::empty()),
+                None => openat(CWD, self.full(path), flags, Mode::empty()),
+            };
+            Ok(opened?.into())
+        }
+        #[cfg(not(unix))]
+        File::open(self.full(path))
+    }
+}
+
+/// A file to hash.
+#[derive(Debug)]
+struct Task {
+    path: RelPath,
+    /// What it looked like before; `None` if that is still to be seen.
+    seen: Option<Fingerprint>,
+    tries: u32,
+    not_before: Option<Instant>,
+}
+
+/// Files to hash, for all threads.
+#[derive(Debug)]
+pub(super) struct Queue(Mutex<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    files: vec::IntoIter<Found>,
+    again: Vec<Task>,
+    in_hand: usize,
+}
+
+enum Next {
+    File(Task),
+    /// Others are to have what there is.
+    NotForYou,
+    /// Not yet.
+    Wait(Duration),
+    Nothing,
+}
+
+impl Queue {
+    /// They are taken in this order.
+    pub fn new(files: Vec<Found>) -> Self {
+        Self(Mutex::new(Waiting { files: files.into_iter(), again: Vec::new(), in_hand: 0 }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().expect("BUG: no one panics with this lock")
+    }
+
+    /// One for a thread that has so many already. When few are left, each thread gets its share: two
+    /// large files are done sooner by two cores than by one.
+    fn next(&self, has: usize, threads: usize) -> Next {
+        let mut waiting = self.lock();
+        let left = waiting.files.len() + waiting.again.len();
+        if has > 0 && has >= (left + waiting.in_hand).div_ceil(threads.max(1)) {
+            return Next::NotForYou;
+        }
+        let task = match waiting.files.next() {
+            Some(Found { path, fingerprint }) => {
+                Task { path, seen: Some(fingerprint), tries: 0, not_before: None }
+            }
+            None => {
+                let due = |task: &Task| task.not_before.map_or(Duration::ZERO, time_until);
+                let soonest = waiting.again.iter().enumerate().min_by_key(|(_, task)| due(task));
+                match soonest.map(|(at, task)| (at, due(task))) {
+                    Some((at, Duration::ZERO)) => waiting.again.swap_remove(at),
+                    Some((_, due)) => return Next::Wait(due),
+                    None => return Next::Nothing,
+                }
+            }
+        };
+        waiting.in_hand += 1;
+        Next::File(task)
+    }
+
+    fn done(&self, again: Option<Task>) {
+        let mut waiting = self.lock();
+        waiting.in_hand -= 1;
+        waiting.again.extend(again);
+    }
+}
+
+fn time_until(then: Instant) -> Duration {
+    then.saturating_duration_since(Instant::now())
+}
+
+/// A file that is being read, and what of it has been read and not hashed.
+struct Lane {
     buffer: Box<[u8]>,
+    from: usize,
+    to: usize,
+    state: State,
+    open: Option<Open>,
+}
+
+struct Open {
+    task: Task,
+    file: File,
+    expected: Fingerprint,
+    hashed_at_ns: i64,
+    read_bytes: u64,
+    ended: bool,
+}
+
+impl Lane {
+    fn new() -> Self {
+        // Room for the padding behind the last bytes.
+        let buffer = vec![0; BUFFER_BYTES + 2 * BLOCK_BYTES].into();
+        Self { buffer, from: 0, to: 0, state: INITIAL, open: None }
+    }
+
+    fn blocks(&self) -> usize {
+        (self.to - self.from) / BLOCK_BYTES
+    }
+
+    /// Reads until there is a whole block, or the end.
+    fn fill(&mut self, progress: &Progress) -> io::Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        while !open.ended && self.to - self.from < BLOCK_BYTES {
+            self.buffer.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+            let size = open.expected.size_bytes;
+            let count = match open.file.read(&mut self.buffer[self.to..BUFFER_BYTES]) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            self.to += count;
+            open.read_bytes += count as u64;
+            progress.add_bytes(count as u64);
+            // All of it, so there is no need to ask for more; more than there was: no need to follow a
+            // log for ever. The look afterwards tells.
+            if count == 0 || open.read_bytes >= size {
+                open.ended = true;
+                let (padding, length) = sha256::padding(open.read_bytes);
+                self.buffer[self.to..self.to + length].copy_from_slice(&padding[..length]);
+                self.to += length;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hashes files, several in step.
+pub(super) struct Hasher<'a> {
+    folder: &'a Folder,
+    lanes: [Lane; MAX_LANES],
+    engine: Lanes,
     progress: &'a Progress,
     stop: &'a AtomicBool,
 }
 
 impl<'a> Hasher<'a> {
-    pub fn new(progress: &'a Progress, stop: &'a AtomicBool) -> Self {
-        Self { buffer: vec![0; BUFFER_BYTES].into(), progress, stop }
+    pub fn new(folder: &'a Folder, progress: &'a Progress, stop: &'a AtomicBool) -> Self {
+        let lanes = std::array::from_fn(|_| Lane::new());
+        Self { folder, lanes, engine: Lanes::detect(), progress, stop }
     }
 
-    /// The digest of a file, and the evidence that it was all of one moment.
-    pub fn hash(&mut self, path: &Path) -> Result<CacheRow, HashError> {
-        for attempt in 0..TRIES {
-            if attempt > 0 {
-                thread::sleep(Duration::from_millis(50)); // lets the writer come to an end
-            }
-            if let Some(row) = self.try_hash(path)? {
-                return Ok(row);
-            }
-        }
-        Err(HashError::Unstable)
+    /// The digest of one file, and the evidence that it was all of one moment.
+    pub fn hash(&mut self, path: &RelPath) -> Result<CacheRow, HashError> {
+        let queue = Queue::new(Vec::new());
+        let task = Task { path: path.clone(), seen: None, tries: 0, not_before: None };
+        queue.lock().again.push(task);
+        let mut result = Err(HashError::Stopped);
+        self.run(&queue, &Gate::fixed(1), 0, &mut |_, hashed| result = hashed);
+        result
     }
 
-    /// `None` if the file changed meanwhile.
-    fn try_hash(&mut self, path: &Path) -> Result<Option<CacheRow>, HashError> {
-        let mut file = open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(HashError::NotAFile(kind(&metadata)));
+    /// Hashes files as long as there are some for this thread, which is the one of this number.
+    pub fn run(
+        &mut self,
+        queue: &Queue,
+        gate: &Gate,
+        number: usize,
+        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
+    ) {
+        while !self.stop.load(Relaxed) {
+            let has = self.lanes.iter().filter(|lane| lane.open.is_some()).count();
+            // One at a time, so that all threads get to their first before one has its fourth.
+            if has < MAX_LANES && number < gate.limit() {
+                match queue.next(has, gate.limit()) {
+                    Next::File(task) => self.begin(task, queue, told),
+                    Next::Wait(due) if has == 0 => {
+                        thread::sleep(due);
+                        continue;
+                    }
+                    Next::Nothing if has == 0 => return,
+                    Next::Wait(_) | Next::Nothing | Next::NotForYou => {}
+                }
+            } else if has == 0 {
+                return;
+            }
+            self.step(queue, gate, told);
         }
-        let fingerprint = Fingerprint::of(&metadata);
-        rest(&fingerprint);
-        let hashed_at_ns = unix_ns(SystemTime::now());
+        for lane in &mut self.lanes {
+            if lane.open.take().is_some() {
+                queue.done(None);
+            }
+        }
+    }
 
-        let mut hasher = Sha256::new();
-        let mut read_bytes = 0;
-        loop {
-            let count = match file.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
+    fn begin(
+        &mut self,
+        task: Task,
+        queue: &Queue,
+        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
+    ) {
+        let lane = self.lanes.iter_mut().find(|lane| lane.open.is_none());
+        let lane = lane.expect("BUG: a file is taken for a free lane");
+        let opened = self.folder.open(&task.path).map_err(HashError::from).and_then(|file| {
+            let expected = match task.seen {
+                Some(seen) => seen,
+                None => look(&file)?,
             };
-            hasher.update(&self.buffer[..count]);
-            read_bytes += count as u64;
-            self.progress.add_bytes(count as u64);
-            if read_bytes > fingerprint.size_bytes {
-                break; // it grows: no need to follow a log for ever
+            Ok((file, expected))
+        });
+        match opened {
+            Ok((file, expected)) => {
+                rest(&expected);
+                let hashed_at_ns = unix_ns(SystemTime::now());
+                (lane.from, lane.to, lane.state) = (0, 0, INITIAL);
+                lane.open =
+                    Some(Open { task, file, expected, hashed_at_ns, read_bytes: 0, ended: false });
             }
-            if self.stop.load(Relaxed) {
-                return Err(HashError::Stopped);
+            Err(error) => {
+                queue.done(None);
+                self.progress.add_files(1);
+                told(task.path, Err(error));
             }
         }
-        let same = read_bytes == fingerprint.size_bytes
-            && Fingerprint::of(&file.metadata()?) == fingerprint
-            // Saving by rename leaves the old file as it was, under no name.
-            && Fingerprint::of(&std::fs::metadata(path)?) == fingerprint;
-        if !same {
-            self.progress.take_back_bytes(read_bytes);
-            return Ok(None);
+    }
+
+    /// Reads, hashes as much of all files as there is of each, and ends those that have ended.
+    fn step(
+        &mut self,
+        queue: &Queue,
+        gate: &Gate,
+        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
+    ) {
+        for lane in &mut self.lanes {
+            if let Err(error) = lane.fill(self.progress)
+                && let Some(open) = lane.open.take()
+            {
+                queue.done(None);
+                self.progress.add_files(1);
+                told(open.task.path, Err(error.into()));
+            }
         }
-        let digest = Digest::from_bytes(hasher.finalize().into());
-        Ok(Some(CacheRow { fingerprint, hashed_at_ns, digest }))
+        let reading = |lane: &&mut Lane| lane.open.is_some();
+        let blocks = self.lanes.iter_mut().filter(reading).map(|lane| lane.blocks()).min();
+        let bytes = blocks.unwrap_or(0) * BLOCK_BYTES;
+        self.engine.compress(self.lanes.iter_mut().filter(reading).map(|lane| {
+            let data = &lane.buffer[lane.from..lane.from + bytes];
+            lane.from += bytes;
+            (&mut lane.state, data)
+        }));
+        for lane in &mut self.lanes {
+            let Some(open) = lane.open.take_if(|open| open.ended && lane.from == lane.to) else {
+                continue;
+            };
+            gate.did(open.read_bytes);
+            let digest = Digest::from_bytes(sha256::digest(&lane.state));
+            let (path, result) = match finish(open, digest, self.folder, self.progress) {
+                Ok(done) => done,
+                Err(task) => {
+                    queue.done(Some(task));
+                    continue;
+                }
+            };
+            queue.done(None);
+            self.progress.add_files(1);
+            told(path, result);
+        }
     }
 }
 
-/// Opens a file for reading; a pipe that has taken its place does not block.
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.read(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(
-        &mut options,
-        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
-    );
-    options.open(path)
+/// What a file looks like that is open.
+fn look(file: &File) -> Result<Fingerprint, HashError> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(HashError::NotAFile(kind(&metadata)));
+    }
+    Ok(Fingerprint::of(&metadata))
+}
+
+/// The digest of a file that has been read to its end, if it is still what it was; the task to do again
+/// if it is not.
+fn finish(
+    open: Open,
+    digest: Digest,
+    folder: &Folder,
+    progress: &Progress,
+) -> Result<(RelPath, Result<CacheRow, HashError>), Task> {
+    let Open { task, file, expected: fingerprint, hashed_at_ns, read_bytes, .. } = open;
+    let evidence = look(&file).and_then(|now| {
+        // What was seen before it was opened was seen by its path. Otherwise that is still to be done:
+        // saving by rename leaves the old file as it was, under no name.
+        let by_path = match task.seen {
+            Some(_) => now,
+            None => Fingerprint::of(&std::fs::metadata(folder.full(&task.path))?),
+        };
+        Ok(now == fingerprint && by_path == fingerprint && read_bytes == fingerprint.size_bytes)
+    });
+    match evidence {
+        Ok(true) => Ok((task.path, Ok(CacheRow { fingerprint, hashed_at_ns, digest }))),
+        // It may be something else by now; the next look tells.
+        Ok(false) | Err(HashError::NotAFile(_)) if task.tries + 1 < TRIES => {
+            progress.take_back_bytes(read_bytes);
+            let not_before = Some(Instant::now() + TRY_AGAIN_AFTER);
+            Err(Task { seen: None, tries: task.tries + 1, not_before, ..task })
+        }
+        Ok(false) => {
+            progress.take_back_bytes(read_bytes);
+            Ok((task.path, Err(HashError::Unstable)))
+        }
+        Err(error) => Ok((task.path, Err(error))),
+    }
 }
 
 /// A file that has only just changed is given a few milliseconds: read in the same tick of the
@@ -139,12 +424,139 @@ fn rest(fingerprint: &Fingerprint) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write};
+    use std::{collections::BTreeMap, fs, io::Write};
+
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 
     fn hash(path: &Path) -> Result<CacheRow, HashError> {
-        Hasher::new(&Progress::default(), &AtomicBool::new(false)).hash(path)
+        let folder = Folder::new(path.parent().unwrap());
+        let name = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        Hasher::new(&folder, &Progress::default(), &AtomicBool::new(false)).hash(&name)
+    }
+
+    /// All files of a folder, by this many threads, in this order.
+    fn hash_all(
+        folder: &Path,
+        names: &[String],
+        threads: usize,
+    ) -> BTreeMap<String, Result<CacheRow, HashError>> {
+        let found = |name: &String| Found {
+            path: name.parse().unwrap(),
+            fingerprint: Fingerprint::of(&fs::metadata(folder.join(name)).unwrap()),
+        };
+        let queue = Queue::new(names.iter().map(found).collect());
+        let (folder, gate) = (Folder::new(folder), Gate::fixed(threads));
+        let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+        let results = Mutex::new(BTreeMap::new());
+        thread::scope(|scope| {
+            for number in 0..threads {
+                let (queue, gate, folder) = (&queue, &gate, &folder);
+                let (progress, stop, results) = (&progress, &stop, &results);
+                scope.spawn(move || {
+                    Hasher::new(folder, progress, stop).run(
+                        queue,
+                        gate,
+                        number,
+                        &mut |path, row| {
+                            let old = results.lock().unwrap().insert(path.to_string(), row);
+                            assert!(old.is_none(), "{path} was hashed twice");
+                        },
+                    );
+                });
+            }
+        });
+        results.into_inner().unwrap()
+    }
+
+    #[test]
+    fn files_of_all_sizes_are_hashed_in_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let edges = [0, 1, 55, 56, 63, 64, 65, 119, 120, 4096];
+        let around = [BUFFER_BYTES - 65, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1];
+        let sizes = edges.into_iter().chain(around).chain([3 * BUFFER_BYTES + 5]).cycle().take(60);
+        let mut expected = BTreeMap::new();
+        for (number, size) in sizes.enumerate() {
+            let content: Vec<u8> = (0..size).map(|i| (i * 7 + number) as u8).collect();
+            let name = format!("{number:02}");
+            fs::write(dir.path().join(&name), &content).unwrap();
+            expected.insert(name, Digest::from_bytes(Sha256::digest(&content).into()));
+        }
+        let names: Vec<_> = expected.keys().cloned().collect();
+        for threads in [1, 2, 5] {
+            let found = hash_all(dir.path(), &names, threads);
+            let digests = found.into_iter().map(|(name, row)| (name, row.unwrap().digest));
+            assert_eq!(digests.collect::<BTreeMap<_, _>>(), expected, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn few_files_are_shared_by_all_threads() {
+        let files = |count: usize| {
+            let found = |number: usize| Found {
+                path: format!("{number}").parse().unwrap(),
+                fingerprint: Fingerprint::of(&fs::metadata("Cargo.toml").unwrap()),
+            };
+            Queue::new((0..count).map(found).collect())
+        };
+        // Of four, two threads get two each, whoever asks first.
+        let queue = files(4);
+        for has in 0..2 {
+            assert!(matches!(queue.next(has, 2), Next::File(_)));
+        }
+        assert!(matches!(queue.next(2, 2), Next::NotForYou));
+        for has in 0..2 {
+            assert!(matches!(queue.next(has, 2), Next::File(_)));
+        }
+        assert!(matches!(queue.next(0, 2), Next::Nothing));
+        // Of many, each takes what it can hold.
+        let queue = files(100);
+        for has in 0..4 {
+            assert!(matches!(queue.next(has, 2), Next::File(_)));
+        }
+        // Whoever has none gets one.
+        let queue = files(1);
+        assert!(matches!(queue.next(0, 8), Next::File(_)));
+    }
+
+    #[test]
+    fn what_was_replaced_since_it_was_seen_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["same", "rewritten", "replaced", "gone", "folder"] {
+            fs::write(at(name), "before").unwrap();
+        }
+        let seen = |name: &str| Found {
+            path: name.parse().unwrap(),
+            fingerprint: Fingerprint::of(&fs::metadata(at(name)).unwrap()),
+        };
+        let queue =
+            Queue::new(["same", "rewritten", "replaced", "gone", "folder"].map(seen).into());
+        fs::write(at("rewritten"), "after").unwrap();
+        fs::write(at("new"), "after").unwrap();
+        fs::rename(at("new"), at("replaced")).unwrap();
+        for name in ["gone", "folder"] {
+            fs::remove_file(at(name)).unwrap();
+        }
+        fs::create_dir(at("folder")).unwrap();
+        let (folder, progress, stop) =
+            (Folder::new(dir.path()), Progress::default(), AtomicBool::new(false));
+        let mut results = BTreeMap::new();
+        Hasher::new(&folder, &progress, &stop).run(&queue, &Gate::fixed(1), 0, &mut |path, row| {
+            results.insert(path.to_string(), row);
+        });
+        for (name, content) in [("same", "before"), ("rewritten", "after"), ("replaced", "after")] {
+            let row = results.remove(name).unwrap().unwrap();
+            assert_eq!(row.digest.as_bytes()[..], Sha256::digest(content)[..], "{name}");
+            assert_eq!(row.fingerprint, Fingerprint::of(&fs::metadata(at(name)).unwrap()));
+        }
+        assert!(matches!(results.remove("gone"), Some(Err(HashError::Io(_)))));
+        let folder = results.remove("folder");
+        assert!(
+            matches!(folder, Some(Err(HashError::NotAFile(_) | HashError::Io(_)))),
+            "{folder:?}"
+        );
     }
 
     #[test]

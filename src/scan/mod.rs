@@ -5,6 +5,7 @@ mod cache;
 mod hash;
 mod ignore;
 mod plan;
+mod readers;
 mod survey;
 mod walk;
 
@@ -15,9 +16,8 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
-        mpsc,
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule};
@@ -26,8 +26,6 @@ pub use hash::HashError;
 pub use survey::{Known, Survey};
 pub use walk::{Ignored, SkipReason, Skipped, WalkError};
 
-use rayon::prelude::*;
-
 use crate::{
     disk::{FileSystem, Fingerprint, unix_ns},
     domain::{BlobId, Digest, Entry, Manifest, ManifestError, RelPath},
@@ -35,8 +33,9 @@ use crate::{
 };
 use addon::AddonCaches;
 use cache::{CacheRow, Root, Saved};
-use hash::Hasher;
+use hash::{Folder, Hasher};
 use plan::{Comparison, Trust};
+use readers::{Readers, cores};
 use walk::Found;
 
 /// Hashed files are written to the cache in groups: at least so often, and at most so many at once.
@@ -48,8 +47,9 @@ const SAVE_MAX_FILES: usize = 5_000;
 pub struct Options {
     /// Whether [`DEFAULT_IGNORES`] apply.
     pub default_ignores: bool,
-    /// Threads that read and hash. Small files that are not in memory want more of them than there are cores.
-    pub threads: usize,
+    /// How many files' readers there are, each with up to four files in hand; `None`: as many as turn
+    /// out to be best.
+    pub readers: Option<usize>,
     /// Where the hash cache is; `None`: nowhere.
     pub cache: Option<PathBuf>,
     /// Where Blender's add-on has its caches (`~/.cache`), if they are to be read and written, too.
@@ -58,8 +58,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { default_ignores: true, threads: (4 * cores).max(8), cache: None, addon_cache: None }
+        Self { default_ignores: true, readers: None, cache: None, addon_cache: None }
     }
 }
 
@@ -142,7 +141,8 @@ impl Scanner {
         stop: Arc<AtomicBool>,
     ) -> Result<Self, ScanError> {
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.max(1))
+            // On a network disk each look is a round trip.
+            .num_threads((4 * cores()).max(8))
             .thread_name(|number| format!("scan-{number}"))
             .build()
             .map_err(|error| ScanError::Threads(error.to_string()))?;
@@ -236,7 +236,8 @@ impl Scanner {
     /// # Errors
     /// If it cannot be read, or changes all the time.
     pub fn rehash(&mut self, root: &Path, path: &RelPath) -> Result<ScannedFile, HashError> {
-        let hashed = Hasher::new(&self.progress, &self.stop).hash(&root.join(path.as_str()))?;
+        let folder = Folder::new(root);
+        let hashed = Hasher::new(&folder, &self.progress, &self.stop).hash(path)?;
         let _: Saved = self.cache.save(identify(root), &[(path.clone(), hashed)], &[]);
         Ok(ScannedFile {
             path: path.clone(),
@@ -271,34 +272,52 @@ impl Scanner {
                 .entry(root)
                 .or_insert_with(|| FileSystem::of(root).as_ref().map_or(Trust::LEAST, Trust::from));
         }
-        let (progress, stop) = (&self.progress, &self.stop);
-        let check = |hasher: &mut Hasher, (root, path, row): &(PathBuf, String, CacheRow)| {
-            if stop.load(Relaxed) {
-                return Checked::Stopped;
-            }
-            let checked = check(hasher, &root.join(path), row, trusts[root.as_path()]);
-            progress.add_files(1);
-            checked
-        };
-        let results: Vec<_> = self.pool.install(|| {
-            let new_hasher = || Hasher::new(progress, stop);
-            entries.par_iter().map_init(new_hasher, check).collect()
-        });
         let mut report = CacheCheck::default();
+        let mut by_root: HashMap<&Path, HashMap<&str, &CacheRow>> = HashMap::new();
+        for (root, path, row) in &entries {
+            by_root.entry(root).or_default().insert(path, row);
+        }
         let mut wrong: HashMap<&Path, Vec<Box<str>>> = HashMap::new();
-        for ((root, path, row), checked) in entries.iter().zip(results) {
-            match checked {
-                Checked::Right => {
-                    report.right += 1;
-                    report.bytes += row.fingerprint.size_bytes;
+        for (root, rows) in by_root {
+            let holds =
+                |row: &CacheRow, now: &Fingerprint| plan::is_trusted(row, now, trusts[root]);
+            let mut to_hash = Vec::new();
+            for (path, row) in &rows {
+                match fs::metadata(root.join(path)).map(|found| Fingerprint::of(&found)) {
+                    Ok(fingerprint) if holds(row, &fingerprint) => {
+                        // What is no path has come into the database by other ways.
+                        let Ok(path) = path.parse() else { continue };
+                        to_hash.push(Found { path, fingerprint });
+                    }
+                    Ok(_) => report.outdated += 1,
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        report.outdated += 1
+                    }
+                    Err(_) => report.unreadable += 1,
                 }
-                Checked::Wrong => {
-                    report.wrong.push(root.join(path).to_string_lossy().into_owned());
-                    wrong.entry(root).or_default().push(path.as_str().into());
+            }
+            let readers = Readers {
+                number: self.options.readers,
+                progress: &self.progress,
+                stop: &self.stop,
+            };
+            readers.hash(root, to_hash, |path, result| {
+                let Some(row) = rows.get(path.as_str()) else { return };
+                match result {
+                    Ok(now) if now.digest == row.digest => {
+                        report.right += 1;
+                        report.bytes += row.fingerprint.size_bytes;
+                    }
+                    Ok(now) if holds(row, &now.fingerprint) => {
+                        report.wrong.push(root.join(path.as_str()).to_string_lossy().into_owned());
+                        wrong.entry(root).or_default().push(path.as_str().into());
+                    }
+                    Ok(_) | Err(HashError::Unstable | HashError::Stopped) => report.outdated += 1,
+                    Err(_) => report.unreadable += 1,
                 }
-                Checked::Outdated => report.outdated += 1,
-                Checked::Unreadable => report.unreadable += 1,
-                Checked::Stopped => return Err(ScanError::Stopped),
+            });
+            if self.stop.load(Relaxed) {
+                return Err(ScanError::Stopped);
             }
         }
         report.wrong.sort_unstable();
@@ -308,7 +327,7 @@ impl Scanner {
         Ok(report)
     }
 
-    /// Hashes files on all threads while this one writes what is known to the cache.
+    /// Hashes files on other threads while this one writes what is known to the cache.
     fn hash(
         &mut self,
         root: Root,
@@ -316,63 +335,43 @@ impl Scanner {
         files: &mut Vec<ScannedFile>,
         skipped: &mut Vec<Skipped>,
     ) {
-        let (results, hashed) = mpsc::channel();
-        let queue = std::sync::Mutex::new(to_hash.into_iter());
-        let (progress, stop, cache) = (&self.progress, &self.stop, &mut self.cache);
-        let threads = self.pool.current_num_threads();
-        self.pool.in_place_scope(|scope| {
-            for _ in 0..threads {
-                let (results, queue) = (results.clone(), &queue);
-                scope.spawn(move |_| {
-                    let mut hasher = Hasher::new(progress, stop);
-                    while !stop.load(Relaxed) {
-                        // Largest first, one by one: nobody is left alone with a big file at the end.
-                        let next = queue.lock().expect("BUG: no one panics with this lock").next();
-                        let Some(found) = next else { break };
-                        let result = hasher.hash(&root.path.join(found.path.as_str()));
-                        progress.add_files(1);
-                        if results.send((found.path, result)).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-            drop(results);
-
-            let mut unsaved: Vec<(RelPath, CacheRow)> = Vec::new();
-            let (mut saved_at, mut is_busy) = (std::time::Instant::now(), false);
-            for (path, result) in hashed {
-                match result {
-                    Ok(row) => {
-                        files.push(ScannedFile {
-                            path: path.clone(),
-                            fingerprint: row.fingerprint,
-                            digest: row.digest,
-                            cached: false,
-                        });
-                        unsaved.push((path, row));
-                    }
-                    Err(HashError::Stopped) => {}
-                    Err(error) => skipped
-                        .push(Skipped { path: path.as_str().to_owned(), reason: error.into() }),
+        let mut unsaved: Vec<(RelPath, CacheRow)> = Vec::new();
+        let (mut saved_at, mut is_busy) = (Instant::now(), false);
+        let cache = &mut self.cache;
+        let readers =
+            Readers { number: self.options.readers, progress: &self.progress, stop: &self.stop };
+        readers.hash(root.path, to_hash, |path, result| {
+            match result {
+                Ok(row) => {
+                    files.push(ScannedFile {
+                        path: path.clone(),
+                        fingerprint: row.fingerprint,
+                        digest: row.digest,
+                        cached: false,
+                    });
+                    unsaved.push((path, row));
                 }
-                let is_full = unsaved.len() >= SAVE_MAX_FILES && !is_busy;
-                if is_full || saved_at.elapsed() >= SAVE_EVERY {
-                    is_busy = cache.save(root, &unsaved, &[]) == Saved::Busy;
-                    if !is_busy {
-                        unsaved.clear();
-                    }
-                    saved_at = std::time::Instant::now();
+                Err(HashError::Stopped) => {}
+                Err(error) => {
+                    skipped.push(Skipped { path: path.as_str().to_owned(), reason: error.into() });
                 }
             }
-            if cache.save(root, &unsaved, &[]) == Saved::Busy {
-                tracing::warn!(
-                    files = unsaved.len(),
-                    "another process writes to the hash cache all the time: what was hashed now is \
-                     hashed again next time"
-                );
+            let is_full = unsaved.len() >= SAVE_MAX_FILES && !is_busy;
+            if is_full || saved_at.elapsed() >= SAVE_EVERY {
+                is_busy = cache.save(root, &unsaved, &[]) == Saved::Busy;
+                if !is_busy {
+                    unsaved.clear();
+                }
+                saved_at = Instant::now();
             }
         });
+        if self.cache.save(root, &unsaved, &[]) == Saved::Busy {
+            tracing::warn!(
+                files = unsaved.len(),
+                "another process writes to the hash cache all the time: what was hashed now is hashed \
+                 again next time"
+            );
+        }
     }
 }
 
@@ -389,31 +388,6 @@ pub struct CacheCheck {
     pub outdated: u64,
     /// Files that could not be read.
     pub unreadable: u64,
-}
-
-enum Checked {
-    Right,
-    Wrong,
-    Outdated,
-    Unreadable,
-    Stopped,
-}
-
-fn check(hasher: &mut Hasher, path: &Path, row: &CacheRow, trust: Trust) -> Checked {
-    let holds = |now: &Fingerprint| plan::is_trusted(row, now, trust);
-    match fs::metadata(path) {
-        Ok(found) if holds(&Fingerprint::of(&found)) => {}
-        Ok(_) => return Checked::Outdated,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Checked::Outdated,
-        Err(_) => return Checked::Unreadable,
-    }
-    match hasher.hash(path) {
-        Ok(now) if now.digest == row.digest => Checked::Right,
-        Ok(now) if holds(&now.fingerprint) => Checked::Wrong,
-        Ok(_) | Err(HashError::Unstable) => Checked::Outdated,
-        Err(HashError::Stopped) => Checked::Stopped,
-        Err(_) => Checked::Unreadable,
-    }
 }
 
 /// The root as the cache knows it.

@@ -539,7 +539,7 @@ fn settings_that_are_none() {
         let ran = run(farmhand(home.path()).env(name, value).args(["config", "check"]));
         ran.fails(2, &[name, value]);
     }
-    home.run(&["hash", ".", "--threads", "-1"]);
+    home.run(&["hash", ".", "--readers", "-1"]);
 }
 
 #[test]
