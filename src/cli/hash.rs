@@ -1,6 +1,9 @@
 //! `farmhand hash PATH…`
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use serde_json::json;
@@ -8,7 +11,7 @@ use serde_json::json;
 use super::{
     Context,
     exit::{Exit, Failure},
-    print, print_json,
+    not_written,
     session::{ScanArgs, Scans, interrupted, report_skipped},
     settings::Overrides,
 };
@@ -65,17 +68,20 @@ impl Hash {
 
 fn print_all(path: &Path, scan: &Scan, as_json: bool) -> Result<(), Failure> {
     let is_file = path.is_file();
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut print =
+        |line: std::fmt::Arguments| writeln!(out, "{line}").map_err(|error| not_written(&error));
     for file in &scan.files {
         let shown = if is_file { path.to_owned() } else { path.join(file.path.as_str()) };
         let (sha, size) = (file.digest, file.fingerprint.size_bytes);
         if as_json {
             let path = shown.to_string_lossy();
-            print_json(&json!({ "sha256": sha, "size": size, "path": path }))?;
+            print(format_args!("{}", json!({ "sha256": sha, "size": size, "path": path })))?;
         } else {
-            print(&format!("{sha}  {size}  {}", escaped(&shown.to_string_lossy())))?;
+            print(format_args!("{sha}  {size}  {}", escaped(&shown.to_string_lossy())))?;
         }
     }
-    Ok(())
+    out.flush().map_err(|error| not_written(&error))
 }
 
 /// One line per file, whatever its name: control characters are written as escapes.

@@ -159,10 +159,13 @@ fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit
 /// Prints one line of results. A reader that has gone away (`| head`) is no error worth a word.
 fn print(line: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::silent()),
-        Err(error) => Err(Failure::new(Exit::Failed, format!("cannot write the results: {error}"))),
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| not_written(&error))
+}
+
+fn not_written(error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::silent(),
+        _ => Failure::new(Exit::Failed, format!("cannot write the results: {error}")),
     }
 }
 

@@ -5,6 +5,7 @@
 //! between a look before and one after.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -33,6 +34,10 @@ use crate::{
 /// How much is read at once, for each file of a thread. They are used again: fresh ones for each file
 /// cost half the speed on small ones. All of a thread's fit into the second cache of a core.
 const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Small files are taken from the queue several at once, so that threads do not wait for each other.
+const SMALL_BYTES: u64 = 1 << 20;
+const MAX_TAKEN: usize = 64;
 
 /// How often a file that changed while it was read is read again.
 const TRIES: u32 = 3;
@@ -122,7 +127,8 @@ struct Waiting {
 }
 
 enum Next {
-    File(Task),
+    /// At least one.
+    Files(Vec<Task>),
     /// Others are to have what there is.
     NotForYou,
     /// Not yet.
@@ -140,7 +146,7 @@ impl Queue {
         self.0.lock().expect("BUG: no one panics with this lock")
     }
 
-    /// One for a thread that has so many already. When few are left, each thread gets its share: two
+    /// Some for a thread that has so many already. When few are left, each thread gets its share: two
     /// large files are done sooner by two cores than by one.
     fn next(&self, has: usize, threads: usize) -> Next {
         let mut waiting = self.lock();
@@ -148,28 +154,36 @@ impl Queue {
         if has > 0 && has >= (left + waiting.in_hand).div_ceil(threads.max(1)) {
             return Next::NotForYou;
         }
-        let task = match waiting.files.next() {
-            Some(Found { path, fingerprint }) => {
-                Task { path, seen: Some(fingerprint), tries: 0, not_before: None }
+        let mut tasks = Vec::new();
+        // Of small ones a few, and never so many that others have none in the end.
+        let most = (waiting.files.len() / (threads.max(1) * 8)).clamp(1, MAX_TAKEN);
+        while tasks.len() < most
+            && let Some(Found { path, fingerprint }) = waiting.files.next()
+        {
+            let is_large = fingerprint.size_bytes > SMALL_BYTES;
+            tasks.push(Task { path, seen: Some(fingerprint), tries: 0, not_before: None });
+            if is_large {
+                break;
             }
-            None => {
-                let due = |task: &Task| task.not_before.map_or(Duration::ZERO, time_until);
-                let soonest = waiting.again.iter().enumerate().min_by_key(|(_, task)| due(task));
-                match soonest.map(|(at, task)| (at, due(task))) {
-                    Some((at, Duration::ZERO)) => waiting.again.swap_remove(at),
-                    Some((_, due)) => return Next::Wait(due),
-                    None => return Next::Nothing,
-                }
+        }
+        if tasks.is_empty() {
+            let due = |task: &Task| task.not_before.map_or(Duration::ZERO, time_until);
+            let soonest = waiting.again.iter().enumerate().min_by_key(|(_, task)| due(task));
+            match soonest.map(|(at, task)| (at, due(task))) {
+                Some((at, Duration::ZERO)) => tasks.push(waiting.again.swap_remove(at)),
+                Some((_, due)) => return Next::Wait(due),
+                None => return Next::Nothing,
             }
-        };
-        waiting.in_hand += 1;
-        Next::File(task)
+        }
+        waiting.in_hand += tasks.len();
+        Next::Files(tasks)
     }
 
-    fn done(&self, again: Option<Task>) {
+    /// So many have come to their end, and these are to be done again.
+    fn done(&self, count: usize, again: &mut Vec<Task>) {
         let mut waiting = self.lock();
-        waiting.in_hand -= 1;
-        waiting.again.extend(again);
+        waiting.in_hand -= count;
+        waiting.again.append(again);
     }
 }
 
@@ -234,6 +248,9 @@ impl Lane {
     }
 }
 
+/// Who is told of each file, and what became of it.
+type Told<'a> = &'a mut dyn FnMut(RelPath, Result<CacheRow, HashError>);
+
 /// Hashes files, several in step.
 pub(super) struct Hasher<'a> {
     folder: &'a Folder,
@@ -241,12 +258,26 @@ pub(super) struct Hasher<'a> {
     engine: Lanes,
     progress: &'a Progress,
     stop: &'a AtomicBool,
+    /// Taken from the queue, and not begun.
+    taken: VecDeque<Task>,
+    /// How many have ended since the queue was last told, and what is to be done again.
+    ended: usize,
+    again: Vec<Task>,
 }
 
 impl<'a> Hasher<'a> {
     pub fn new(folder: &'a Folder, progress: &'a Progress, stop: &'a AtomicBool) -> Self {
         let lanes = std::array::from_fn(|_| Lane::new());
-        Self { folder, lanes, engine: Lanes::detect(), progress, stop }
+        Self {
+            folder,
+            lanes,
+            engine: Lanes::detect(),
+            progress,
+            stop,
+            taken: VecDeque::new(),
+            ended: 0,
+            again: Vec::new(),
+        }
     }
 
     /// The digest of one file, and the evidence that it was all of one moment.
@@ -260,19 +291,15 @@ impl<'a> Hasher<'a> {
     }
 
     /// Hashes files as long as there are some for this thread, which is the one of this number.
-    pub fn run(
-        &mut self,
-        queue: &Queue,
-        gate: &Gate,
-        number: usize,
-        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
-    ) {
+    pub fn run(&mut self, queue: &Queue, gate: &Gate, number: usize, told: Told) {
         while !self.stop.load(Relaxed) {
             let has = self.lanes.iter().filter(|lane| lane.open.is_some()).count();
-            // One at a time, so that all threads get to their first before one has its fourth.
-            if has < MAX_LANES && number < gate.limit() {
+            if has < MAX_LANES && self.taken.is_empty() && number < gate.limit() {
+                if self.ended > 0 {
+                    queue.done(std::mem::take(&mut self.ended), &mut self.again);
+                }
                 match queue.next(has, gate.limit()) {
-                    Next::File(task) => self.begin(task, queue, told),
+                    Next::Files(tasks) => self.taken.extend(tasks),
                     Next::Wait(due) if has == 0 => {
                         thread::sleep(due);
                         continue;
@@ -280,26 +307,28 @@ impl<'a> Hasher<'a> {
                     Next::Nothing if has == 0 => return,
                     Next::Wait(_) | Next::Nothing | Next::NotForYou => {}
                 }
-            } else if has == 0 {
-                return;
             }
-            self.step(queue, gate, told);
-        }
-        for lane in &mut self.lanes {
-            if lane.open.take().is_some() {
-                queue.done(None);
+            if has == 0 && self.taken.is_empty() {
+                break;
             }
+            // One at a time, so that all threads get to their first before one has its fourth.
+            if has < MAX_LANES
+                && let Some(task) = self.taken.pop_front()
+            {
+                self.begin(task, told);
+            }
+            self.step(gate, told);
         }
+        queue.done(std::mem::take(&mut self.ended), &mut self.again);
     }
 
-    fn begin(
-        &mut self,
-        task: Task,
-        queue: &Queue,
-        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
-    ) {
-        let lane = self.lanes.iter_mut().find(|lane| lane.open.is_none());
-        let lane = lane.expect("BUG: a file is taken for a free lane");
+    fn end(&mut self, path: RelPath, result: Result<CacheRow, HashError>, told: Told) {
+        self.ended += 1;
+        self.progress.add_files(1);
+        told(path, result);
+    }
+
+    fn begin(&mut self, task: Task, told: Told) {
         let opened = self.folder.open(&task.path).map_err(HashError::from).and_then(|file| {
             let expected = match task.seen {
                 Some(seen) => seen,
@@ -311,32 +340,24 @@ impl<'a> Hasher<'a> {
             Ok((file, expected)) => {
                 rest(&expected);
                 let hashed_at_ns = unix_ns(SystemTime::now());
+                let lane = self.lanes.iter_mut().find(|lane| lane.open.is_none());
+                let lane = lane.expect("BUG: a file is begun when a lane is free");
                 (lane.from, lane.to, lane.state) = (0, 0, INITIAL);
                 lane.open =
                     Some(Open { task, file, expected, hashed_at_ns, read_bytes: 0, ended: false });
             }
-            Err(error) => {
-                queue.done(None);
-                self.progress.add_files(1);
-                told(task.path, Err(error));
-            }
+            Err(error) => self.end(task.path, Err(error), told),
         }
     }
 
     /// Reads, hashes as much of all files as there is of each, and ends those that have ended.
-    fn step(
-        &mut self,
-        queue: &Queue,
-        gate: &Gate,
-        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
-    ) {
-        for lane in &mut self.lanes {
+    fn step(&mut self, gate: &Gate, told: Told) {
+        for number in 0..MAX_LANES {
+            let lane = &mut self.lanes[number];
             if let Err(error) = lane.fill(self.progress)
                 && let Some(open) = lane.open.take()
             {
-                queue.done(None);
-                self.progress.add_files(1);
-                told(open.task.path, Err(error.into()));
+                self.end(open.task.path, Err(error.into()), told);
             }
         }
         let reading = |lane: &&mut Lane| lane.open.is_some();
@@ -347,22 +368,20 @@ impl<'a> Hasher<'a> {
             lane.from += bytes;
             (&mut lane.state, data)
         }));
-        for lane in &mut self.lanes {
+        for number in 0..MAX_LANES {
+            let lane = &mut self.lanes[number];
             let Some(open) = lane.open.take_if(|open| open.ended && lane.from == lane.to) else {
                 continue;
             };
             gate.did(open.read_bytes);
             let digest = Digest::from_bytes(sha256::digest(&lane.state));
-            let (path, result) = match finish(open, digest, self.folder, self.progress) {
-                Ok(done) => done,
+            match finish(open, digest, self.folder, self.progress) {
+                Ok((path, result)) => self.end(path, result, told),
                 Err(task) => {
-                    queue.done(Some(task));
-                    continue;
+                    self.ended += 1;
+                    self.again.push(task);
                 }
-            };
-            queue.done(None);
-            self.progress.add_files(1);
-            told(path, result);
+            }
         }
     }
 }
@@ -501,23 +520,26 @@ mod tests {
             Queue::new((0..count).map(found).collect())
         };
         // Of four, two threads get two each, whoever asks first.
+        let taken = |queue: &Queue, has, threads| match queue.next(has, threads) {
+            Next::Files(tasks) => Some(tasks.len()),
+            Next::NotForYou => Some(0),
+            Next::Wait(_) => panic!("there is nothing to wait for"),
+            Next::Nothing => None,
+        };
         let queue = files(4);
-        for has in 0..2 {
-            assert!(matches!(queue.next(has, 2), Next::File(_)));
+        for has in [0, 1, 2, 0, 1] {
+            assert_eq!(taken(&queue, has, 2), Some(usize::from(has < 2)));
         }
-        assert!(matches!(queue.next(2, 2), Next::NotForYou));
-        for has in 0..2 {
-            assert!(matches!(queue.next(has, 2), Next::File(_)));
-        }
-        assert!(matches!(queue.next(0, 2), Next::Nothing));
-        // Of many, each takes what it can hold.
+        assert_eq!(taken(&queue, 0, 2), None);
+        // Of many small ones, some at once.
+        let queue = files(10_000);
+        assert_eq!(taken(&queue, 0, 2), Some(MAX_TAKEN));
         let queue = files(100);
         for has in 0..4 {
-            assert!(matches!(queue.next(has, 2), Next::File(_)));
+            assert!((1..=6).contains(&taken(&queue, has, 2).unwrap()));
         }
         // Whoever has none gets one.
-        let queue = files(1);
-        assert!(matches!(queue.next(0, 8), Next::File(_)));
+        assert_eq!(taken(&files(1), 0, 8), Some(1));
     }
 
     #[test]

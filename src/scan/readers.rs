@@ -146,10 +146,17 @@ impl Readers<'_> {
                 let run = move || {
                     let _counted = counted;
                     let mut hasher = Hasher::new(folder, progress, stop);
+                    // Several at once: to wake another thread takes as long as a small file.
+                    let (mut unsent, mut sent_at) = (Vec::new(), Instant::now());
+                    // Whoever hears of it has gone when there is nothing more to hear.
                     hasher.run(queue, gate, number, &mut |path, result| {
-                        // Whoever hears of it has gone when there is nothing more to hear.
-                        let _ = results.send((path, result));
+                        unsent.push((path, result));
+                        if unsent.len() >= TOLD_AT_ONCE || sent_at.elapsed() >= LOOK_EVERY {
+                            let _ = results.send(std::mem::take(&mut unsent));
+                            sent_at = Instant::now();
+                        }
                     });
+                    let _ = results.send(unsent);
                 };
                 builder.spawn_scoped(scope, run).inspect_err(|error| {
                     tracing::warn!("cannot start another thread that reads: {error}");
@@ -166,16 +173,16 @@ impl Readers<'_> {
                     return hasher.run(queue, &Gate::fixed(1), 0, &mut told);
                 }
                 match hashed.recv_timeout(LOOK_EVERY) {
-                    Ok((path, result)) => {
-                        left -= 1;
-                        told(path, result);
+                    Ok(results) => {
+                        left -= results.len();
+                        results.into_iter().for_each(|(path, result)| told(path, result));
                     }
                     Err(_) if running.load(Relaxed) == 0 => break,
                     Err(_) => {}
                 }
             }
             // What came in between the last look and the end of the last thread.
-            hashed.try_iter().for_each(|(path, result)| told(path, result));
+            hashed.try_iter().flatten().for_each(|(path, result)| told(path, result));
         });
     }
 }
@@ -195,6 +202,9 @@ impl Drop for Running<'_> {
         self.0.fetch_sub(1, Relaxed);
     }
 }
+
+/// How many results are sent at once.
+const TOLD_AT_ONCE: usize = 64;
 
 /// How often it is looked whether there are to be more threads.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

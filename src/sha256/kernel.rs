@@ -5,6 +5,8 @@
 //! no other way. Memory is read and written through references and unaligned loads of whole arrays.
 #![allow(unsafe_code)]
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+// The lanes' arrays go in step: one index for all of them.
+#![allow(clippy::needless_range_loop)]
 
 use super::{BLOCK_BYTES, State};
 
