@@ -66,6 +66,8 @@ pub enum Part {
     /// Floor of garbage collection: list all directories of blobs, stat each file, and remove nine of
     /// ten with their directories if asked to, on all cores. Which are garbage is not looked for.
     Collect { storage: PathBuf, remove: bool },
+    /// What programs do that every machine has. Their CPU time and memory are not counted.
+    Shell { command: String, dir: PathBuf },
     /// A server whose upkeep begins at once, or never.
     Serve { storage: PathBuf, upkeep: bool },
     /// The wire alone: a server that reads requests, throws them away and answers 204.
@@ -113,6 +115,11 @@ pub fn act(part: &str) {
         }
         Part::HashAndWrite { target, size_bytes } => hash_and_write(&target, size_bytes),
         Part::Collect { storage, remove } => collect(&storage, remove),
+        Part::Shell { command, dir } => timed(|| {
+            let mut shell = Command::new("sh");
+            let status = shell.arg("-c").arg(&command).current_dir(dir).status();
+            assert!(status.expect("there is a shell").success(), "{command}");
+        }),
         Part::Serve { storage, upkeep } => return serve(&storage, upkeep),
         Part::Sink => return sink(),
     };
