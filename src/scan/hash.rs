@@ -263,6 +263,9 @@ pub(super) struct Hasher<'a> {
     /// How many have ended since the queue was last told, and what is to be done again.
     ended: usize,
     again: Vec<Task>,
+    /// How many blocks went in with so many files in step.
+    #[cfg(test)]
+    in_step: [usize; MAX_LANES + 1],
 }
 
 impl<'a> Hasher<'a> {
@@ -277,6 +280,8 @@ impl<'a> Hasher<'a> {
             taken: VecDeque::new(),
             ended: 0,
             again: Vec::new(),
+            #[cfg(test)]
+            in_step: [0; MAX_LANES + 1],
         }
     }
 
@@ -311,10 +316,8 @@ impl<'a> Hasher<'a> {
             if has == 0 && self.taken.is_empty() {
                 break;
             }
-            // One at a time, so that all threads get to their first before one has its fourth.
-            if has < MAX_LANES
-                && let Some(task) = self.taken.pop_front()
-            {
+            for _ in has..MAX_LANES {
+                let Some(task) = self.taken.pop_front() else { break };
                 self.begin(task, told);
             }
             self.step(gate, told);
@@ -363,6 +366,11 @@ impl<'a> Hasher<'a> {
         let reading = |lane: &&mut Lane| lane.open.is_some();
         let blocks = self.lanes.iter_mut().filter(reading).map(|lane| lane.blocks()).min();
         let bytes = blocks.unwrap_or(0) * BLOCK_BYTES;
+        #[cfg(test)]
+        {
+            let open = self.lanes.iter().filter(|lane| lane.open.is_some()).count();
+            self.in_step[open] += open * bytes / BLOCK_BYTES;
+        }
         self.engine.compress(self.lanes.iter_mut().filter(reading).map(|lane| {
             let data = &lane.buffer[lane.from..lane.from + bytes];
             lane.from += bytes;
@@ -507,6 +515,27 @@ mod tests {
             let found = hash_all(dir.path(), &names, threads);
             let digests = found.into_iter().map(|(name, row)| (name, row.unwrap().digest));
             assert_eq!(digests.collect::<BTreeMap<_, _>>(), expected, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn all_lanes_are_busy_whatever_the_sizes() {
+        let dir = tempfile::tempdir().unwrap();
+        for sizes in [&[4096][..], &[300_000, 10, 5_000, 70_000, 1]] {
+            let mut files = Vec::new();
+            for number in 0..800 {
+                let name = format!("{number:03}");
+                fs::write(dir.path().join(&name), vec![1; sizes[number % sizes.len()]]).unwrap();
+                let found = fs::metadata(dir.path().join(&name)).unwrap();
+                let fingerprint = Fingerprint::of(&found);
+                files.push(Found { path: name.parse().unwrap(), fingerprint });
+            }
+            let (folder, queue) = (Folder::new(dir.path()), Queue::new(files));
+            let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+            let mut hasher = Hasher::new(&folder, &progress, &stop);
+            hasher.run(&queue, &Gate::fixed(1), 0, &mut |_, row| assert!(row.is_ok()));
+            let (all, full) = (hasher.in_step.iter().sum::<usize>(), hasher.in_step[MAX_LANES]);
+            assert!(full * 10 >= all * 9, "{:?} of {sizes:?}", hasher.in_step);
         }
     }
 
