@@ -32,11 +32,13 @@ pub struct Options {
     pub retries: u32,
     /// How long somebody else may take to send a blob before we send it ourselves.
     pub defer: Duration,
+    /// Whether it is an error to leave something out.
+    pub strict: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { uploads: 8, retries: 5, defer: Duration::from_secs(600) }
+        Self { uploads: 8, retries: 5, defer: Duration::from_secs(600), strict: false }
     }
 }
 
@@ -97,9 +99,23 @@ pub enum SyncError {
         /// One of them.
         path: String,
     },
+    /// Something would have been left out, and that was not wanted.
+    #[error("{path} {}cannot be taken along: {reason}", more(*.count))]
+    LeftOut {
+        /// How many.
+        count: usize,
+        /// One of them.
+        path: String,
+        /// Why.
+        reason: SkipReason,
+    },
     /// Something that cannot happen.
     #[error("BUG: {0}")]
     Bug(String),
+}
+
+fn more(count: usize) -> String {
+    if count > 1 { format!("and {} others ", count - 1) } else { String::new() }
 }
 
 /// Sees to it that all files of a scan are stored on the server. Files that turn out to have
@@ -120,6 +136,13 @@ pub async fn sync(
     let mut changes: HashMap<RelPath, u32> = HashMap::new();
     let exec = Exec::default();
     for round in 1..=MAX_ROUNDS {
+        if let (true, Some(first)) = (options.strict, report.skipped.first()) {
+            return Err(SyncError::LeftOut {
+                count: report.skipped.len(),
+                path: first.path.clone(),
+                reason: first.reason.clone(),
+            });
+        }
         progress.enter(Phase::Asking);
         let missing = missing(client, &files).await?;
         if round == 1 {

@@ -155,6 +155,9 @@ impl From<SyncError> for Failure {
                 "something between here and its disk damages data: check memory, network and disk",
             ),
             SyncError::Forgetful { .. } => (Exit::Integrity, "check the server's disk and its log"),
+            SyncError::LeftOut { .. } => {
+                (Exit::Missing, "without --strict, the rest is done and the exit code is 3")
+            }
             SyncError::Bug(_) => (Exit::Failed, "please report this"),
         };
         Self::of(exit, &error, next)

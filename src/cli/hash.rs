@@ -59,7 +59,8 @@ impl Hash {
                 () = &mut stop => return Err(Failure::interrupted()),
             }
             if report_skipped(&skipped) != Exit::Done {
-                exit = Exit::Skipped;
+                let strict = context.settings.values.scan.strict;
+                exit = if strict { Exit::Missing } else { Exit::Skipped };
             }
         }
         Ok(exit)

@@ -89,6 +89,10 @@ pub(super) struct ScanArgs {
     #[arg(long, conflicts_with = "no_cache")]
     warm_addon_cache: bool,
 
+    /// Leave nothing out: what cannot be taken along, or changes all the time, is an error
+    #[arg(long)]
+    strict: bool,
+
     /// How many threads read files, each several at once [default: auto, tried out]
     #[arg(long, value_name = "N")]
     readers: Option<Readers>,
@@ -106,6 +110,7 @@ impl ScanArgs {
         overrides.set_path("scan.cache_dir", "--cache-dir", self.cache_dir.as_ref());
         let warm = if self.no_cache { Some(false) } else { self.warm_addon_cache.then_some(true) };
         overrides.set("scan.warm_addon_cache", "--warm-addon-cache", warm);
+        overrides.set("scan.strict", "--strict", self.strict.then_some(true));
         overrides.set("scan.readers", "--readers", self.readers);
     }
 }

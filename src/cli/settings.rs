@@ -187,6 +187,7 @@ pub(super) struct Scan {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<PathBuf>,
     pub warm_addon_cache: bool,
+    pub strict: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addon_cache_dir: Option<PathBuf>,
     pub readers: Readers,
@@ -200,6 +201,7 @@ impl Default for Scan {
             cache: true,
             cache_dir: None,
             warm_addon_cache: false,
+            strict: false,
             addon_cache_dir: None,
             readers: Readers(options.readers.map(saturating_u32)),
         }
@@ -439,6 +441,7 @@ const KEYS: &[&str] = &[
     "scan.cache_dir",
     "scan.warm_addon_cache",
     "scan.addon_cache_dir",
+    "scan.strict",
     "scan.readers",
     "upload.parallel",
     "upload.retries",
@@ -762,6 +765,7 @@ impl Settings {
             uploads: (upload.parallel as usize).max(1),
             retries: upload.retries,
             defer: upload.defer.0,
+            strict: self.values.scan.strict,
         }
     }
 }

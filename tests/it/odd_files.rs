@@ -215,3 +215,32 @@ fn more_folders_below_each_other_than_may_be() {
     });
     skips(home.path(), false, &[("d/d/d", "more than 128 parts")]);
 }
+
+#[test]
+fn strict_leaves_nothing_out() {
+    let home = folder(|dir| symlink("nowhere", dir.join("broken")).unwrap());
+    let storage = home.path().join("s");
+    let run = |arguments: &[&str]| {
+        let mut command = farmhand(home.path());
+        let output = command.current_dir(home.path()).args(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    for arguments in [
+        &["checkout", "p", "--strict", "--as", "x", "--storage", "s"][..],
+        &["push", "p", "--strict", "--storage", "s"],
+        &["hash", "p", "--strict"],
+    ] {
+        let (code, _, error) = run(arguments);
+        assert_eq!(code, 4, "{arguments:?}: {error}");
+        assert!(error.contains("broken") && error.contains("does not exist"), "{error}");
+    }
+    assert!(!storage.join("jobs/x").exists());
+    // Nothing was sent.
+    let (code, out, error) = run(&["checkout", "p", "--as", "x", "--storage", "s", "--json"]);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &report["uploaded_files"]), (3, &3.into()), "{error}");
+    fs::remove_file(home.path().join("p/broken")).unwrap();
+    assert_eq!(run(&["checkout", "p", "--strict", "--as", "y", "--storage", "s"]).0, 0);
+    assert_eq!(tree(&storage.join("jobs/y")).len(), 3);
+}
