@@ -12,6 +12,7 @@ use std::{
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -38,6 +39,13 @@ const BUFFER_BYTES: usize = 128 * 1024;
 /// Small files are taken from the queue several at once, so that threads do not wait for each other.
 const SMALL_BYTES: u64 = 1 << 20;
 const MAX_TAKEN: usize = 64;
+
+/// A file of which so much is left, and nothing else to do, is read by one thread and hashed by another.
+const LONG_BYTES: u64 = 32 << 20;
+
+/// The pieces in which it goes from one to the other, and how many there are.
+const PIECE_BYTES: usize = 1 << 20;
+const PIECES: usize = 3;
 
 /// How often a file that changed while it was read is read again.
 const TRIES: u32 = 3;
@@ -179,6 +187,12 @@ impl Queue {
         Next::Files(tasks)
     }
 
+    /// Whether there is nothing but one file that somebody has.
+    fn is_last(&self) -> bool {
+        let waiting = self.lock();
+        waiting.in_hand == 1 && waiting.files.len() == 0 && waiting.again.is_empty()
+    }
+
     /// So many have come to their end, and these are to be done again.
     fn done(&self, count: usize, again: &mut Vec<Task>) {
         let mut waiting = self.lock();
@@ -310,6 +324,7 @@ impl<'a> Hasher<'a> {
                         continue;
                     }
                     Next::Nothing if has == 0 => return,
+                    Next::Nothing if has == 1 && queue.is_last() => self.pipe(),
                     Next::Wait(_) | Next::Nothing | Next::NotForYou => {}
                 }
             }
@@ -323,6 +338,50 @@ impl<'a> Hasher<'a> {
             self.step(gate, told);
         }
         queue.done(std::mem::take(&mut self.ended), &mut self.again);
+    }
+
+    /// Hashes what is left of a long file while another thread reads it. Does nothing if that is not to
+    /// be had; what fails is found again by reading on here.
+    fn pipe(&mut self) {
+        let (engine, progress, stop) = (self.engine, self.progress, self.stop);
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.open.is_some()) else { return };
+        let Some(open) = &mut lane.open else { return };
+        let left = open.expected.size_bytes.saturating_sub(open.read_bytes);
+        if open.ended || lane.from != lane.to || left < LONG_BYTES {
+            return;
+        }
+        // The last piece is left to be read as usual, with the end of the file.
+        let pieces = (left - 1) / PIECE_BYTES as u64;
+        let (file, state) = (&open.file, &mut lane.state);
+        thread::scope(|scope| {
+            // Dropped here, so that the other thread does not wait for pieces when this one has stopped.
+            let (empty, empties) = mpsc::channel();
+            let (full, fulls) = mpsc::channel::<Vec<u8>>();
+            for _ in 0..PIECES {
+                let _ = empty.send(vec![0; PIECE_BYTES]);
+            }
+            let read = move || {
+                for (_, mut piece) in (0..pieces).zip(empties) {
+                    let mut file = file;
+                    // A file that ends early has changed, and is read again in any case.
+                    if file.read_exact(&mut piece).is_err() || full.send(piece).is_err() {
+                        return;
+                    }
+                }
+            };
+            if thread::Builder::new().name("read".into()).spawn_scoped(scope, read).is_err() {
+                return;
+            }
+            for piece in fulls {
+                engine.compress([(&mut *state, piece.as_slice())].into_iter());
+                open.read_bytes += piece.len() as u64;
+                progress.add_bytes(piece.len() as u64);
+                if stop.load(Relaxed) {
+                    return;
+                }
+                let _ = empty.send(piece);
+            }
+        });
     }
 
     fn end(&mut self, path: RelPath, result: Result<CacheRow, HashError>, told: Told) {
@@ -662,6 +721,69 @@ mod tests {
             stop.store(true, Relaxed);
             assert!(matches!(result, Err(HashError::Unstable)), "{result:?}");
         });
+    }
+
+    #[test]
+    fn a_long_file_is_read_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("long");
+        let block: Vec<u8> = (0..1_000_003).map(|i| (i * 31 + i / 251) as u8).collect();
+        for rest in [0, 1, 64, 777] {
+            let mut content = block.repeat(LONG_BYTES as usize / block.len() + 3);
+            content.truncate(LONG_BYTES as usize + 2 * PIECE_BYTES + BUFFER_BYTES + rest);
+            fs::write(&path, &content).unwrap();
+            let row = hash(&path).unwrap();
+            assert_eq!(row.digest.as_bytes()[..], Sha256::digest(&content)[..], "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_long_file_can_be_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("long");
+        File::create(&path).unwrap().set_len(20 * LONG_BYTES).unwrap();
+        let folder = Folder::new(dir.path());
+        for part in [1, 40, 100] {
+            let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while progress.snapshot().bytes < part * PIECE_BYTES as u64 {
+                        thread::yield_now();
+                    }
+                    stop.store(true, Relaxed);
+                });
+                let name = "long".parse().unwrap();
+                let result = Hasher::new(&folder, &progress, &stop).hash(&name);
+                assert!(matches!(result, Err(HashError::Stopped)), "{result:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_hashed_as_it_is_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shrinks");
+        const SIZE: u64 = 128 << 20;
+        for end in [0, 1000, SIZE / 2] {
+            File::create(&path).unwrap().set_len(SIZE).unwrap();
+            let progress = Progress::default();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    // In the middle of it.
+                    while progress.snapshot().bytes < SIZE / 8 {
+                        thread::yield_now();
+                    }
+                    File::options().write(true).open(&path).unwrap().set_len(end).unwrap();
+                });
+                let folder = Folder::new(dir.path());
+                let name = "shrinks".parse().unwrap();
+                let stop = AtomicBool::new(false);
+                let row = Hasher::new(&folder, &progress, &stop).hash(&name).unwrap();
+                assert_eq!(row.fingerprint.size_bytes, end);
+                let expected = Sha256::digest(vec![0; end as usize]);
+                assert_eq!(row.digest.as_bytes()[..], expected[..]);
+            });
+        }
     }
 
     #[cfg(target_os = "linux")]
