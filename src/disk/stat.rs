@@ -56,14 +56,14 @@ impl Fingerprint {
         }
     }
 
-    /// The device, where its number says something: those of network disks and of some others are
-    /// given anew each time they are mounted.
+    /// The device, where its number says something: those of network disks and of some others, and
+    /// on some systems all of them, are given anew each time they are mounted.
     pub fn lasting_device(&self) -> u64 {
-        #[cfg(unix)]
-        if rustix::fs::major(self.device) == 0 {
-            return 0;
+        #[cfg(target_os = "linux")]
+        if rustix::fs::major(self.device) != 0 {
+            return self.device;
         }
-        self.device
+        0
     }
 }
 

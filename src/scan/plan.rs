@@ -294,6 +294,7 @@ mod tests {
             Fingerprint { mtime_ns: 0, ..before },
             Fingerprint { ctime_ns: 0, ..before },
             Fingerprint { inode: 0, ..before },
+            #[cfg(target_os = "linux")]
             Fingerprint { device: 0x802, ..before },
             Fingerprint { born_ns: 0, ..before },
         ] {
@@ -361,6 +362,7 @@ mod tests {
             Fingerprint { size_bytes: 2, ..after },
             Fingerprint { mtime_ns: 150 * SECOND + 1, ..after },
             Fingerprint { inode: 6, ..after },
+            #[cfg(target_os = "linux")]
             Fingerprint { device: 0x802, ..after },
             Fingerprint { born_ns: 8, ..after },
             Fingerprint { ctime_ns: 50 * SECOND + 1, ..after },
