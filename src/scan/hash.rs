@@ -325,6 +325,9 @@ pub(super) struct Hasher<'a> {
     /// How many blocks went in with so many files in step.
     #[cfg(test)]
     in_step: [usize; MAX_LANES + 1],
+    /// How many pieces another thread has read.
+    #[cfg(test)]
+    piped: u64,
 }
 
 impl<'a> Hasher<'a> {
@@ -341,6 +344,8 @@ impl<'a> Hasher<'a> {
             again: Vec::new(),
             #[cfg(test)]
             in_step: [0; MAX_LANES + 1],
+            #[cfg(test)]
+            piped: 0,
         }
     }
 
@@ -370,8 +375,11 @@ impl<'a> Hasher<'a> {
                         continue;
                     }
                     Next::Nothing if has == 0 => break,
-                    Next::Nothing if has == 1 && queue.is_last() => self.pipe(),
-                    Next::Wait(_) | Next::Nothing | Next::NotForYou => {}
+                    Next::Wait(_) | Next::Nothing | Next::NotForYou => {
+                        if has == 1 && queue.is_last() {
+                            self.pipe();
+                        }
+                    }
                 }
             }
             if has == 0 && self.taken.is_empty() {
@@ -420,6 +428,10 @@ impl<'a> Hasher<'a> {
                 return;
             }
             for piece in fulls {
+                #[cfg(test)]
+                {
+                    self.piped += 1;
+                }
                 engine.compress([(&mut *state, piece.as_slice())].into_iter());
                 open.read_bytes += piece.len() as u64;
                 progress.add_bytes(piece.len() as u64);
@@ -852,8 +864,15 @@ mod tests {
             let mut content = block.repeat(LONG_BYTES as usize / block.len() + 3);
             content.truncate(LONG_BYTES as usize + 2 * PIECE_BYTES + BUFFER_BYTES + rest);
             fs::write(&path, &content).unwrap();
-            let row = hash(&path).unwrap();
+            let (folder, name) = (Folder::new(dir.path()), "long".parse().unwrap());
+            let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+            let mut hasher = Hasher::new(&folder, &progress, &stop);
+            let row = hasher.hash(&name).unwrap();
             assert_eq!(row.digest.as_bytes()[..], Sha256::digest(&content)[..], "{rest}");
+            assert_eq!(progress.snapshot().bytes, content.len() as u64);
+            // All but what was read before there was known to be nothing else, and the end.
+            let pieces = (content.len() / PIECE_BYTES) as u64;
+            assert!((pieces - 2..=pieces).contains(&hasher.piped), "{} of {pieces}", hasher.piped);
         }
     }
 

@@ -26,6 +26,8 @@ pub use hash::HashError;
 pub use survey::{Known, Survey};
 pub use walk::{Ignored, SkipReason, Skipped, WalkError};
 
+use rayon::prelude::*;
+
 use crate::{
     disk::{FileSystem, Fingerprint, unix_ns},
     domain::{BlobId, Digest, Entry, Manifest, ManifestError, RelPath},
@@ -223,7 +225,7 @@ impl Scanner {
         if self.stop.load(Relaxed) {
             return Err(ScanError::Stopped);
         }
-        files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        self.pool.install(|| files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path)));
         if let Some(addon) = &mut self.addon {
             self.pool.install(|| addon.warm(&root, &files));
         }
@@ -337,6 +339,7 @@ impl Scanner {
     ) {
         let mut unsaved: Vec<(RelPath, CacheRow)> = Vec::new();
         let (mut saved_at, mut is_busy) = (Instant::now(), false);
+        let remembers = self.cache.file().is_some();
         let cache = &mut self.cache;
         let readers =
             Readers { number: self.options.readers, progress: &self.progress, stop: &self.stop };
@@ -349,7 +352,9 @@ impl Scanner {
                         digest: row.digest,
                         cached: false,
                     });
-                    unsaved.push((path, row));
+                    if remembers {
+                        unsaved.push((path, row));
+                    }
                 }
                 Err(HashError::Stopped) => {}
                 Err(error) => {

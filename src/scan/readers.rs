@@ -177,10 +177,20 @@ impl Readers<'_> {
             Some(number) => Gate::fixed(number),
             None => Gate::probing(start(cores(), is_rotational(first.fingerprint.device)), cores()),
         };
+        self.hash_through(&gate, root, files, &mut told);
+    }
+
+    fn hash_through(
+        &self,
+        gate: &Gate,
+        root: &Path,
+        files: Vec<Found>,
+        told: &mut dyn FnMut(RelPath, Result<CacheRow, HashError>),
+    ) {
         let mut left = files.len();
         let (folder, queue, running) = (Folder::new(root), Queue::new(files), AtomicUsize::new(0));
         let (results, hashed) = mpsc::channel();
-        let (folder, queue, gate, running) = (&folder, &queue, &gate, &running);
+        let (folder, queue, running) = (&folder, &queue, &running);
         let (progress, stop) = (self.progress, self.stop);
         thread::scope(|scope| {
             let spawn = |number| {
@@ -230,7 +240,7 @@ impl Readers<'_> {
             if left > 0 {
                 // No thread was to be had but this one; or one that was too many by then has left a file
                 // to be read again, and the others had gone.
-                Hasher::new(folder, progress, stop).run(queue, &Gate::fixed(1), 0, &mut told);
+                Hasher::new(folder, progress, stop).run(queue, &Gate::fixed(1), 0, told);
             }
         });
     }
@@ -269,7 +279,10 @@ pub(super) fn start(cores: usize, is_rotational: bool) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::disk::Fingerprint;
 
     /// Where a disk with these rates for 1, 2, 4, … readers ends up.
     fn settles(start: usize, rates: &[f64]) -> usize {
@@ -321,6 +334,34 @@ mod tests {
         #[cfg(unix)]
         while busy_for() == before {}
         assert!(busy_for() >= before);
+    }
+
+    #[test]
+    fn no_file_is_lost_when_readers_become_fewer() {
+        let dir = tempfile::tempdir().unwrap();
+        // It would take half a minute: there is time to change it.
+        const SIZE: u64 = 64 << 30;
+        let path = dir.path().join("shrinks");
+        fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let fingerprint = Fingerprint::of(&fs::metadata(&path).unwrap());
+        let files = vec![Found { path: "shrinks".parse().unwrap(), fingerprint }];
+        let (gate, progress, stop) = (Gate::fixed(1), Progress::default(), AtomicBool::new(false));
+        let mut told = Vec::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // While its reader has it, that one becomes one too many, and the file another.
+                while progress.snapshot().bytes == 0 {
+                    thread::yield_now();
+                }
+                gate.limit.store(0, Relaxed);
+                fs::File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+            });
+            let readers = Readers { number: None, progress: &progress, stop: &stop };
+            readers.hash_through(&gate, dir.path(), files, &mut |path, row| {
+                told.push((path.to_string(), row.unwrap().fingerprint.size_bytes));
+            });
+        });
+        assert_eq!(told, [("shrinks".to_owned(), 1000)]);
     }
 
     #[test]

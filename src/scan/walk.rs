@@ -186,7 +186,7 @@ pub(super) fn walk(
     pool.scope(|scope| walk.dir(scope, absolute.clone(), None, rules));
     let found = walk.found.into_inner().expect("BUG: no one panics with this lock");
     let FoundAll { mut files, skipped, mut ignored } = found;
-    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    pool.install(|| files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path)));
     ignored.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(Walked { root: absolute, files, skipped, ignored, is_whole_root: true })
 }
