@@ -47,6 +47,9 @@ const LONG_BYTES: u64 = 32 << 20;
 const PIECE_BYTES: usize = 1 << 20;
 const PIECES: usize = 3;
 
+/// Opening a file and ending it takes as long as reading so many bytes.
+const FILE_WORK: u64 = 32 * 1024;
+
 /// How often a file that changed while it was read is read again.
 const TRIES: u32 = 3;
 
@@ -130,8 +133,12 @@ pub(super) struct Queue(Mutex<Waiting>);
 #[derive(Debug)]
 struct Waiting {
     files: vec::IntoIter<Found>,
+    /// What these will take.
+    work: u64,
     again: Vec<Task>,
     in_hand: usize,
+    /// What each thread had still to do when it last asked.
+    held: Vec<u64>,
 }
 
 enum Next {
@@ -147,20 +154,36 @@ enum Next {
 impl Queue {
     /// They are taken in this order.
     pub fn new(files: Vec<Found>) -> Self {
-        Self(Mutex::new(Waiting { files: files.into_iter(), again: Vec::new(), in_hand: 0 }))
+        Self(Mutex::new(Waiting {
+            work: files.iter().map(|found| work(found.fingerprint.size_bytes)).sum(),
+            files: files.into_iter(),
+            again: Vec::new(),
+            in_hand: 0,
+            held: Vec::new(),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.lock().expect("BUG: no one panics with this lock")
     }
 
-    /// Some for a thread that has so many already. When few are left, each thread gets its share: two
-    /// large files are done sooner by two cores than by one.
-    fn next(&self, has: usize, threads: usize) -> Next {
+    /// Some for the thread of this number, one of so many, that has files in hand already which will
+    /// take so much. Two large files are done sooner by two cores than by one: whoever would end last
+    /// with the next leaves it to a thread that has less.
+    fn next(&self, number: usize, in_hand: Option<u64>, threads: usize) -> Next {
         let mut waiting = self.lock();
-        let left = waiting.files.len() + waiting.again.len();
-        if has > 0 && has >= (left + waiting.in_hand).div_ceil(threads.max(1)) {
-            return Next::NotForYou;
+        let waiting = &mut *waiting;
+        if waiting.held.len() < threads.max(number + 1) {
+            waiting.held.resize(threads.max(number + 1), 0);
+        }
+        waiting.held[number] = in_hand.unwrap_or(0);
+        if let (Some(mine), Some(next)) = (in_hand, waiting.files.as_slice().first()) {
+            let others = &waiting.held[..threads];
+            let share = (waiting.work + others.iter().sum::<u64>()) / threads as u64;
+            let has_most = mine + work(next.fingerprint.size_bytes) > share;
+            if has_most && others.iter().any(|other| *other < mine) {
+                return Next::NotForYou;
+            }
         }
         let mut tasks = Vec::new();
         // Of small ones a few, and never so many that others have none in the end.
@@ -168,7 +191,10 @@ impl Queue {
         while tasks.len() < most
             && let Some(Found { path, fingerprint }) = waiting.files.next()
         {
-            let is_large = fingerprint.size_bytes > SMALL_BYTES;
+            let (is_large, work) =
+                (fingerprint.size_bytes > SMALL_BYTES, work(fingerprint.size_bytes));
+            waiting.work -= work;
+            waiting.held[number] += work;
             tasks.push(Task { path, seen: Some(fingerprint), tries: 0, not_before: None });
             if is_large {
                 break;
@@ -193,12 +219,24 @@ impl Queue {
         waiting.in_hand == 1 && waiting.files.len() == 0 && waiting.again.is_empty()
     }
 
+    /// A thread that asks no more has nothing in hand.
+    fn leave(&self, number: usize) {
+        if let Some(held) = self.lock().held.get_mut(number) {
+            *held = 0;
+        }
+    }
+
     /// So many have come to their end, and these are to be done again.
     fn done(&self, count: usize, again: &mut Vec<Task>) {
         let mut waiting = self.lock();
         waiting.in_hand -= count;
         waiting.again.append(again);
     }
+}
+
+/// What a file of this size takes, as if it were all reading.
+fn work(bytes: u64) -> u64 {
+    bytes.saturating_add(FILE_WORK)
 }
 
 fn time_until(then: Instant) -> Duration {
@@ -234,9 +272,16 @@ impl Lane {
         (self.to - self.from) / BLOCK_BYTES
     }
 
-    /// Reads until there is a whole block, or the end.
-    fn fill(&mut self, progress: &Progress) -> io::Result<()> {
-        let Some(open) = &mut self.open else { return Ok(()) };
+    /// What is still to be done here.
+    fn work_left(&self) -> u64 {
+        let left = |open: &Open| open.expected.size_bytes.saturating_sub(open.read_bytes);
+        self.open.as_ref().map_or(0, |open| work(left(open)))
+    }
+
+    /// Reads until there is a whole block, or the end; how much.
+    fn fill(&mut self, progress: &Progress) -> io::Result<u64> {
+        let Some(open) = &mut self.open else { return Ok(0) };
+        let before = open.read_bytes;
         while !open.ended && self.to - self.from < BLOCK_BYTES {
             self.buffer.copy_within(self.from..self.to, 0);
             (self.from, self.to) = (0, self.to - self.from);
@@ -258,7 +303,7 @@ impl Lane {
                 self.to += length;
             }
         }
-        Ok(())
+        Ok(open.read_bytes - before)
     }
 }
 
@@ -322,13 +367,14 @@ impl<'a> Hasher<'a> {
                 if self.ended > 0 {
                     queue.done(std::mem::take(&mut self.ended), &mut self.again);
                 }
-                match queue.next(has, gate.limit()) {
+                let in_hand = self.lanes.iter().map(Lane::work_left).sum();
+                match queue.next(number, (has > 0).then_some(in_hand), gate.limit()) {
                     Next::Files(tasks) => self.taken.extend(tasks),
                     Next::Wait(due) if has == 0 => {
                         thread::sleep(due);
                         continue;
                     }
-                    Next::Nothing if has == 0 => return,
+                    Next::Nothing if has == 0 => break,
                     Next::Wait(_) | Next::Nothing | Next::NotForYou => {
                         if has == 1 && queue.is_last() {
                             self.pipe();
@@ -343,9 +389,10 @@ impl<'a> Hasher<'a> {
                 let Some(task) = self.taken.pop_front() else { break };
                 self.begin(task, told);
             }
-            self.step(gate, told);
+            gate.did(number, self.step(told));
         }
         queue.done(std::mem::take(&mut self.ended), &mut self.again);
+        queue.leave(number);
     }
 
     /// Hashes what is left of a long file while another thread reads it. Does nothing if that is not to
@@ -424,14 +471,19 @@ impl<'a> Hasher<'a> {
         }
     }
 
-    /// Reads, hashes as much of all files as there is of each, and ends those that have ended.
-    fn step(&mut self, gate: &Gate, told: Told) {
+    /// Reads, hashes as much of all files as there is of each, and ends those that have ended. How
+    /// much work that was.
+    fn step(&mut self, told: Told) -> u64 {
+        let mut work = 0;
         for number in 0..MAX_LANES {
             let lane = &mut self.lanes[number];
-            if let Err(error) = lane.fill(self.progress)
-                && let Some(open) = lane.open.take()
-            {
-                self.end(open.task.path, Err(error.into()), told);
+            match lane.fill(self.progress) {
+                Ok(bytes) => work += bytes,
+                Err(error) => {
+                    if let Some(open) = lane.open.take() {
+                        self.end(open.task.path, Err(error.into()), told);
+                    }
+                }
             }
         }
         let reading = |lane: &&mut Lane| lane.open.is_some();
@@ -452,7 +504,7 @@ impl<'a> Hasher<'a> {
             let Some(open) = lane.open.take_if(|open| open.ended && lane.from == lane.to) else {
                 continue;
             };
-            gate.did(open.read_bytes);
+            work += FILE_WORK;
             let digest = Digest::from_bytes(sha256::digest(&lane.state));
             match finish(open, digest, self.folder, self.progress) {
                 Ok((path, result)) => self.end(path, result, told),
@@ -462,6 +514,7 @@ impl<'a> Hasher<'a> {
                 }
             }
         }
+        work
     }
 }
 
@@ -619,27 +672,94 @@ mod tests {
             };
             Queue::new((0..count).map(found).collect())
         };
+        let one = work(fs::metadata("Cargo.toml").unwrap().len());
         // Of four, two threads get two each, whoever asks first.
-        let taken = |queue: &Queue, has, threads| match queue.next(has, threads) {
+        let taken = |queue: &Queue, number, has: u64, threads| match queue.next(
+            number,
+            (has > 0).then_some(has * one),
+            threads,
+        ) {
             Next::Files(tasks) => Some(tasks.len()),
             Next::NotForYou => Some(0),
             Next::Wait(_) => panic!("there is nothing to wait for"),
             Next::Nothing => None,
         };
         let queue = files(4);
-        for has in [0, 1, 2, 0, 1] {
-            assert_eq!(taken(&queue, has, 2), Some(usize::from(has < 2)));
+        for (number, has) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)] {
+            assert_eq!(taken(&queue, number, has, 2), Some(usize::from(has < 2)));
         }
-        assert_eq!(taken(&queue, 0, 2), None);
+        assert_eq!(taken(&queue, 0, 0, 2), None);
         // Of many small ones, some at once.
         let queue = files(10_000);
-        assert_eq!(taken(&queue, 0, 2), Some(MAX_TAKEN));
+        assert_eq!(taken(&queue, 0, 0, 2), Some(MAX_TAKEN));
         let queue = files(100);
         for has in 0..4 {
-            assert!((1..=6).contains(&taken(&queue, has, 2).unwrap()));
+            assert!((1..=6).contains(&taken(&queue, 0, has, 2).unwrap()));
         }
         // Whoever has none gets one.
-        assert_eq!(taken(&files(1), 0, 8), Some(1));
+        assert_eq!(taken(&files(1), 0, 0, 8), Some(1));
+    }
+
+    /// How long threads take that hash files of these sizes, in units of work, if a thread with two
+    /// files does both in the time of one and a third.
+    fn simulated(sizes: &[u64], threads: usize) -> f64 {
+        let fingerprint = Fingerprint::of(&fs::metadata("Cargo.toml").unwrap());
+        let found = |size_bytes: &u64| Found {
+            path: "f".parse().unwrap(),
+            fingerprint: Fingerprint { size_bytes: *size_bytes, ..fingerprint },
+        };
+        let queue = Queue::new(sizes.iter().map(found).collect());
+        let mut lanes: Vec<Vec<f64>> = vec![Vec::new(); threads];
+        let mut at = 0.0;
+        loop {
+            for (number, lanes) in lanes.iter_mut().enumerate() {
+                while lanes.len() < MAX_LANES {
+                    let in_hand = lanes.iter().sum::<f64>() as u64;
+                    let Next::Files(tasks) =
+                        queue.next(number, (!lanes.is_empty()).then_some(in_hand), threads)
+                    else {
+                        break;
+                    };
+                    let size = |task: Task| work(task.seen.unwrap().size_bytes) as f64;
+                    lanes.extend(tasks.into_iter().map(size));
+                }
+            }
+            let speed = |lanes: &[f64]| [0.0, 1.0, 0.75, 0.6, 0.45][lanes.len().min(MAX_LANES)];
+            let ends = |lanes: &Vec<f64>| {
+                let least = lanes.iter().take(MAX_LANES).copied().reduce(f64::min)?;
+                Some(least / speed(lanes))
+            };
+            let Some(time) = lanes.iter().filter_map(ends).reduce(f64::min) else { return at };
+            at += time;
+            for lanes in &mut lanes {
+                let done = speed(lanes) * time;
+                lanes.iter_mut().take(MAX_LANES).for_each(|left| *left -= done);
+                lanes.retain(|left| *left > 1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn large_files_go_to_different_threads_whatever_else_there_is() {
+        let gib = 1_u64 << 30;
+        for threads in [2, 3, 8] {
+            for others in [0, 1, 20, 1_000] {
+                for size in [4 << 10, 2 << 20] {
+                    let mut sizes = vec![4 * gib; threads];
+                    sizes.extend(vec![size; others]);
+                    // As long as one takes, and the others beside them.
+                    let others = others as f64 * work(size) as f64;
+                    let most = work(4 * gib) as f64 + others;
+                    let time = simulated(&sizes, threads);
+                    assert!(time <= most, "{threads} {others} {size}: {time} > {most}");
+                }
+            }
+        }
+        // One more than threads goes beside another; and one that takes longest has a thread for itself.
+        assert!(simulated(&[4 * gib; 3], 2) < 6.0 * gib as f64);
+        let mut sizes = vec![100 * gib];
+        sizes.extend(vec![gib; 60]);
+        assert!(simulated(&sizes, 2) < 101.0 * gib as f64);
     }
 
     #[test]

@@ -215,8 +215,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
         #[test]
         fn agrees_with_the_crate(
             messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 0..9),
