@@ -747,6 +747,7 @@ impl Settings {
         };
         scan::Options {
             default_ignores: scan.default_ignores,
+            ignores: Vec::new(),
             readers: scan.readers.0.map(|number| number as usize),
             addon_cache: scan
                 .warm_addon_cache

@@ -9,6 +9,8 @@ use std::{
 use ignore::gitignore::{Gitignore, GitignoreBuilder, Glob};
 use serde::{Serialize, Serializer};
 
+use super::Options;
+
 /// The name of the files with a project's own rules, in gitignore syntax; each counts for its
 /// directory and what is below.
 pub const IGNORE_FILE: &str = ".farmhandignore";
@@ -68,9 +70,9 @@ impl IgnoreRule {
 }
 
 /// The rule that decides about a path below a root; `None` if none says anything.
-pub fn deciding_rule(root: &Path, default_ignores: bool, path: &Path) -> Option<IgnoreRule> {
+pub fn deciding_rule(root: &Path, options: &Options, path: &Path) -> Option<IgnoreRule> {
     let is_dir = fs::symlink_metadata(root.join(path)).is_ok_and(|found| found.is_dir());
-    let mut rules = Rules::new(root, default_ignores);
+    let mut rules = Rules::new(root, options.default_ignores, &options.ignores);
     let outer = path.parent().into_iter().flat_map(Path::ancestors).collect::<Vec<_>>();
     for dir in outer.into_iter().rev().map(|dir| root.join(dir)) {
         if dir.join(IGNORE_FILE).exists() {
@@ -80,6 +82,24 @@ pub fn deciding_rule(root: &Path, default_ignores: bool, path: &Path) -> Option<
     let mut rule = rules.decide(&root.join(path), is_dir)?;
     rule.find_line();
     Some(rule)
+}
+
+/// Whether a scan would not see a path below a root, or what is in it.
+pub fn is_ignored(root: &Path, options: &Options, path: &Path) -> bool {
+    let Ok(below) = path.strip_prefix(root) else { return false };
+    let mut rules = Rules::new(root, options.default_ignores, &options.ignores);
+    let mut at = root.to_owned();
+    for part in below {
+        if at.join(IGNORE_FILE).exists() {
+            rules = rules.enter(&at);
+        }
+        at.push(part);
+        let is_dir = at != path || fs::symlink_metadata(&at).is_ok_and(|found| found.is_dir());
+        if rules.ignore(&at, is_dir) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The rules that hold in one directory.
@@ -94,15 +114,23 @@ struct Level {
 
 impl Rules {
     /// The rules above all directories.
-    pub fn new(root: &Path, default_ignores: bool) -> Self {
-        if !default_ignores {
-            return Self::default();
-        }
+    pub fn new(root: &Path, default_ignores: bool, more: &[String]) -> Self {
         let mut builder = GitignoreBuilder::new(root);
-        for pattern in DEFAULT_IGNORES {
+        for pattern in DEFAULT_IGNORES.iter().filter(|_| default_ignores) {
             builder.add_line(None, pattern).expect("BUG: the default patterns are valid");
         }
-        Self::default().with(builder.build().expect("BUG: the default patterns are valid"))
+        for pattern in more {
+            if let Err(error) = builder.add_line(None, pattern) {
+                tracing::warn!("an ignore rule does not count: {error}");
+            }
+        }
+        match builder.build() {
+            Ok(rules) => Self::default().with(rules),
+            Err(error) => {
+                tracing::warn!("the ignore rules for {} do not count: {error}", root.display());
+                Self::default()
+            }
+        }
     }
 
     fn with(&self, rules: Gitignore) -> Self {
@@ -157,7 +185,7 @@ mod tests {
     #[test]
     fn the_defaults_are_what_they_say() {
         let root = Path::new("/p");
-        let rules = Rules::new(root, true);
+        let rules = Rules::new(root, true, &[]);
         let ignored = |name: &str, is_dir| rules.ignore(&root.join(name), is_dir);
         for number in 1..=32 {
             assert!(ignored(&format!("deep/er/scene.blend{number}"), false), "{number}");
@@ -178,7 +206,13 @@ mod tests {
             !ignored(".git", false),
             "a file of that name is a link to the real one, not ours to judge"
         );
-        assert!(!Rules::new(root, false).ignore(&root.join("Thumbs.db"), false));
+        assert!(!Rules::new(root, false, &[]).ignore(&root.join("Thumbs.db"), false));
+        let more = ["render/".to_owned()];
+        assert!(Rules::new(root, false, &more).ignore(&root.join("render"), true));
+        let options = Options { ignores: more.into(), ..Options::default() };
+        for (path, ignored) in [("render/a/b.png", true), ("a/b.png", false), ("a.blend1", true)] {
+            assert_eq!(is_ignored(root, &options, &root.join(path)), ignored, "{path}");
+        }
     }
 
     #[test]
@@ -189,7 +223,7 @@ mod tests {
         std::fs::write(root.join(IGNORE_FILE), "# comment\n*.tmp\n/only-here\n!*.blend1\n")
             .unwrap();
         std::fs::write(root.join("keep").join(IGNORE_FILE), "!*.tmp\n").unwrap();
-        let outer = Rules::new(root, true).enter(root);
+        let outer = Rules::new(root, true, &[]).enter(root);
         let inner = outer.enter(&root.join("keep"));
         assert!(outer.ignore(&root.join("a.tmp"), false));
         assert!(!inner.ignore(&root.join("keep/a.tmp"), false));
@@ -209,7 +243,7 @@ mod tests {
         fs::write(root.join(IGNORE_FILE), "\u{feff}# comment\n*.tmp  \r\n*.log\n*.tmp\nsp\\ \n")
             .unwrap();
         fs::write(root.join("a").join(IGNORE_FILE), "\n!keep.tmp\n*.blend2").unwrap();
-        let decide = |path: &str| deciding_rule(root, true, Path::new(path));
+        let decide = |path: &str| deciding_rule(root, &Options::default(), Path::new(path));
         let rule = |pattern: &str, file: &str, line| {
             let file = (!file.is_empty()).then(|| root.join(file));
             Some(IgnoreRule { pattern: pattern.into(), file, line })

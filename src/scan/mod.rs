@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule};
+pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule, is_ignored};
 pub use cache::{CachedRoot, HashCache};
 pub use hash::HashError;
 pub use survey::{Known, Survey};
@@ -49,6 +49,8 @@ const SAVE_MAX_FILES: usize = 5_000;
 pub struct Options {
     /// Whether [`DEFAULT_IGNORES`] apply.
     pub default_ignores: bool,
+    /// More patterns of files to ignore, in the syntax of [`IGNORE_FILE`]; a project's own rules win.
+    pub ignores: Vec<String>,
     /// How many files' readers there are, each with up to four files in hand; `None`: as many as turn
     /// out to be best.
     pub readers: Option<usize>,
@@ -60,7 +62,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { default_ignores: true, readers: None, cache: None, addon_cache: None }
+        Self {
+            default_ignores: true,
+            ignores: Vec::new(),
+            readers: None,
+            cache: None,
+            addon_cache: None,
+        }
     }
 }
 
@@ -206,7 +214,9 @@ impl Scanner {
                 cached: true,
             }));
         }
-        Ok(Survey::new(root, walked.skipped, walked.ignored, plan))
+        let is_remote = trusts.values().any(|trust| trust.is_remote());
+        let survey = Survey::new(root, walked.skipped, walked.ignored, plan);
+        Ok(Survey { shared: walked.shared, is_remote, ..survey })
     }
 
     /// Hashes what is not known: the second half of a scan.

@@ -31,6 +31,11 @@ impl Trust {
     pub const FULL: Self = Self { remote: false, inodes: true };
     /// Where nothing is known.
     pub const LEAST: Self = Self { remote: true, inodes: false };
+
+    /// Whether others can change files there without this machine knowing.
+    pub fn is_remote(self) -> bool {
+        self.remote
+    }
 }
 
 impl From<&FileSystem> for Trust {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{Ignored, Skipped, plan::HashPlan};
-use crate::domain::{Digest, RelPath};
+use crate::{
+    disk::Fingerprint,
+    domain::{Digest, RelPath},
+};
 
 /// What is known of a file that was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,11 @@ pub struct Survey {
     pub skipped: Vec<Skipped>,
     /// What was ignored, if that was to be noted, sorted by path.
     pub ignored: Vec<Ignored>,
+    /// Files that can change by another name than the one they have here: links, and files with several
+    /// names. A watch of this folder does not see that.
+    pub shared: Vec<RelPath>,
+    /// Whether some of it is where other machines can change it without this one knowing.
+    pub is_remote: bool,
     pub(super) plan: HashPlan,
 }
 
@@ -48,7 +56,7 @@ impl Survey {
                 rule.line
             });
         }
-        Self { root, skipped, ignored, plan }
+        Self { root, skipped, ignored, shared: Vec::new(), is_remote: false, plan }
     }
 
     /// All files with their sizes, in no order.
@@ -67,6 +75,12 @@ impl Survey {
     /// The old digests of the files that are [`Known::Outdated`]: some may turn out to be unchanged.
     pub fn outdated(&self) -> &HashMap<RelPath, Digest> {
         &self.plan.outdated
+    }
+
+    /// Takes those files out that would have to be hashed and are not to be now; they are in no scan that
+    /// is made of this. Files come largest first.
+    pub fn hold_back(&mut self, mut holds: impl FnMut(&RelPath, &Fingerprint) -> bool) {
+        self.plan.to_hash.retain(|found| !holds(&found.path, &found.fingerprint));
     }
 
     /// Forgets all files but this one, or those below this folder.

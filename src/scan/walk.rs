@@ -155,6 +155,8 @@ pub(super) struct Walked {
     pub skipped: Vec<Skipped>,
     /// What was ignored, if that was to be noted.
     pub ignored: Vec<Ignored>,
+    /// Files that can change by another name than the one they have here.
+    pub shared: Vec<RelPath>,
     /// Whether `files` is all there is below `root`.
     pub is_whole_root: bool,
 }
@@ -182,13 +184,13 @@ pub(super) fn walk(
     }
     fs::read_dir(&absolute).map_err(unreadable)?;
     let walk = Walk { progress, stop, note_ignored, found: Mutex::default() };
-    let rules = Rules::new(&absolute, options.default_ignores);
+    let rules = Rules::new(&absolute, options.default_ignores, &options.ignores);
     pool.scope(|scope| walk.dir(scope, absolute.clone(), None, rules));
     let found = walk.found.into_inner().expect("BUG: no one panics with this lock");
-    let FoundAll { mut files, skipped, mut ignored } = found;
+    let FoundAll { mut files, skipped, mut ignored, shared } = found;
     pool.install(|| files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path)));
     ignored.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(Walked { root: absolute, files, skipped, ignored, is_whole_root: true })
+    Ok(Walked { root: absolute, files, skipped, ignored, shared, is_whole_root: true })
 }
 
 fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked, WalkError> {
@@ -206,6 +208,7 @@ fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked
         files: vec![found],
         skipped: Vec::new(),
         ignored: Vec::new(),
+        shared: Vec::new(),
         is_whole_root: false,
     })
 }
@@ -222,11 +225,12 @@ struct FoundAll {
     files: Vec<Found>,
     skipped: Vec<Skipped>,
     ignored: Vec<Ignored>,
+    shared: Vec<RelPath>,
 }
 
 /// What a name in a directory turns out to be.
 enum Item {
-    File(Found),
+    File { found: Found, is_shared: bool },
     Dir { name: OsString, prefix: String },
     Ignored(Option<Ignored>),
 }
@@ -258,9 +262,15 @@ impl<'a> Walk<'a> {
         // A round trip each on a network disk.
         let items: Vec<_> = entries.par_iter().with_min_len(32).map(look).collect();
         let (mut files, mut skipped, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
+        let mut shared = Vec::new();
         for item in items {
             match item {
-                Ok(Item::File(found)) => files.push(found),
+                Ok(Item::File { found, is_shared }) => {
+                    if is_shared {
+                        shared.push(found.path.clone());
+                    }
+                    files.push(found);
+                }
                 Ok(Item::Dir { name, prefix }) => {
                     let (dir, rules) = (dir.join(name), rules.clone());
                     scope.spawn(move |scope| self.dir(scope, dir, Some(prefix), rules));
@@ -274,6 +284,7 @@ impl<'a> Walk<'a> {
         found.files.append(&mut files);
         found.skipped.append(&mut skipped);
         found.ignored.append(&mut ignored);
+        found.shared.append(&mut shared);
     }
 
     fn skip(&self, skipped: Skipped) {
@@ -330,7 +341,23 @@ fn look(
     let path = relative
         .parse()
         .map_err(|error: PathError| skip(SkipReason::BadName(error.to_string())))?;
-    Ok(Item::File(Found { path, fingerprint: Fingerprint::of(&metadata) }))
+    let is_shared = kind_of.is_symlink() || has_several_names(&metadata);
+    Ok(Item::File { found: Found { path, fingerprint: Fingerprint::of(&metadata) }, is_shared })
+}
+
+/// Whether a file has other names, by which it can change without a trace in this folder. On Windows that
+/// is not known.
+fn has_several_names(metadata: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        metadata.nlink() > 1
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        false
+    }
 }
 
 /// What something that is no regular file is, in words.

@@ -126,9 +126,9 @@ impl Plan {
         }
         let report = found.ok_or_else(|| Failure::new(Exit::Failed, "BUG: there is no plan"))?;
         let (json, all) = (context.json, self.all);
-        let default_ignores = context.settings.values.scan.default_ignores;
+        let options = context.settings.scan_options();
         let printing = tokio::task::spawn_blocking(move || match why {
-            Some(path) => why::print(&report, &path, default_ignores, json),
+            Some(path) => why::print(&report, &path, &options, json),
             None => report.print(json, all),
         });
         tokio::select! {

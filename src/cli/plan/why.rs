@@ -14,7 +14,7 @@ use crate::{
     },
     domain::BlobStatus,
     preview::{BadName, Here, PlannedFile, Totals, totals},
-    scan::{IgnoreRule, SkipReason, deciding_rule},
+    scan::{self, IgnoreRule, SkipReason, deciding_rule},
 };
 
 /// What becomes of a path.
@@ -51,10 +51,10 @@ struct Answer<'a> {
 pub(super) fn print(
     report: &Report,
     path: &str,
-    default_ignores: bool,
+    options: &scan::Options,
     as_json: bool,
 ) -> Result<Exit, Failure> {
-    let verdict = verdict(report, path, default_ignores);
+    let verdict = verdict(report, path, options);
     let concerns = |name: &&BadName| {
         name.paths.iter().any(|bad| path == bad || path.starts_with(&format!("{bad}/")))
     };
@@ -80,10 +80,10 @@ pub(super) fn print(
     Ok(exit)
 }
 
-fn verdict<'a>(report: &'a Report, path: &'a str, default_ignores: bool) -> Verdict<'a> {
+fn verdict<'a>(report: &'a Report, path: &'a str, options: &scan::Options) -> Verdict<'a> {
     let is_at_or_above = |other: &str| Path::new(path).starts_with(other);
     if let Some(file) = report.files.iter().find(|file| file.path.as_str() == path) {
-        let rule = deciding_rule(&report.root, default_ignores, Path::new(path));
+        let rule = deciding_rule(&report.root, options, Path::new(path));
         return Verdict::File { file, rule: rule.filter(IgnoreRule::takes_along) };
     }
     if let Some(ignored) = report.ignored.iter().find(|other| is_at_or_above(&other.path)) {
