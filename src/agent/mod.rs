@@ -4,3 +4,4 @@ mod sync;
 mod upload;
 
 pub use sync::{Options, SyncError, SyncReport, create_checkout, lacking, sync};
+pub use upload::{BadLimit, Hold, Limit, Line, Timetable, UploadNow};

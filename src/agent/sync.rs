@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::upload::{self, Job};
+use super::upload::{self, Job, Line};
 use crate::{
     client::{ClientError, Shaman},
     domain::{BlobId, BlobStatus, CheckoutPath, Entry, RelPath},
@@ -34,11 +34,19 @@ pub struct Options {
     pub defer: Duration,
     /// Whether it is an error to leave something out.
     pub strict: bool,
+    /// What all uploads of this process go through.
+    pub line: Arc<Line>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { uploads: 8, retries: 5, defer: Duration::from_secs(600), strict: false }
+        Self {
+            uploads: 8,
+            retries: 5,
+            defer: Duration::from_secs(600),
+            strict: false,
+            line: Arc::default(),
+        }
     }
 }
 

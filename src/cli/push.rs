@@ -49,6 +49,7 @@ impl Push {
         require_folders(&self.dirs)?;
         Session::run(context, async |session| {
             let mut exit = Exit::Done;
+            let options = context.settings.sync_options();
             for dir in &self.dirs {
                 let start = Instant::now();
                 let scan = session.scan(dir).await?;
@@ -57,7 +58,7 @@ impl Push {
                     scan,
                     session.scans.scanner.clone(),
                     session.scans.progress.clone(),
-                    context.settings.sync_options(),
+                    options.clone(),
                 )
                 .await?;
                 if context.json {

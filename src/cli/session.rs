@@ -53,6 +53,10 @@ pub(super) struct ServerArgs {
     /// How many files to send at once
     #[arg(long, value_name = "N")]
     parallel: Option<u32>,
+
+    /// How many bytes a second to send, like 20MiB/s or "20MiB/s; Mon-Fri 09:00-18:00 5MiB/s"
+    #[arg(long, value_name = "RATE")]
+    limit: Option<String>,
 }
 
 impl ServerArgs {
@@ -61,6 +65,7 @@ impl ServerArgs {
         overrides.set_path("storage", "--storage", self.storage.as_ref());
         overrides.set_path("ca", "--ca", self.ca.as_ref());
         overrides.set("upload.parallel", "--parallel", self.parallel);
+        overrides.set("upload.limit", "--limit", self.limit.as_ref());
     }
 }
 

@@ -213,8 +213,38 @@ impl Default for Scan {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Upload {
     pub parallel: u32,
+    pub limit: Limit,
     pub retries: u32,
     pub defer: Time,
+}
+
+/// Bytes a second, and when: a text, or several.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Limit(pub agent::Timetable);
+
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a text like \"20MiB/s\", or a list of them")]
+        enum Value {
+            One(String),
+            Several(Vec<String>),
+        }
+        let limits = match Value::deserialize(deserializer)? {
+            Value::One(text) => text.parse(),
+            Value::Several(texts) => {
+                let limits: Result<_, _> = texts.iter().map(|text| text.parse()).collect();
+                limits.map(agent::Timetable::new)
+            }
+        };
+        limits.map(Self).map_err(de::Error::custom)
+    }
 }
 
 impl Default for Upload {
@@ -222,6 +252,7 @@ impl Default for Upload {
         let options = agent::Options::default();
         Self {
             parallel: saturating_u32(options.uploads),
+            limit: Limit::default(),
             retries: options.retries,
             defer: Time(options.defer),
         }
@@ -444,6 +475,7 @@ const KEYS: &[&str] = &[
     "scan.strict",
     "scan.readers",
     "upload.parallel",
+    "upload.limit",
     "upload.retries",
     "upload.defer",
 ];
@@ -767,6 +799,7 @@ impl Settings {
             retries: upload.retries,
             defer: upload.defer.0,
             strict: self.values.scan.strict,
+            line: Arc::new(agent::Line::new(upload.limit.0.clone())),
         }
     }
 }
@@ -859,6 +892,20 @@ mod tests {
         assert_eq!(read("2.5%").unwrap().0, Reserve::Percent(2.5));
         for bad in ["", "much", "-1%", "101%", "NaN%", "-5"] {
             assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_are_a_text_or_several() {
+        let read = |value: Value| value.try_into::<Limit>();
+        let texts = ["20MiB/s", "Sat,Sun none"].map(|text| Value::String(text.into()));
+        let several = read(Value::Array(texts.into())).unwrap();
+        assert_eq!(read("20MiB/s; Sat,Sun none".into()).unwrap(), several);
+        assert_eq!(Value::try_from(&several).unwrap().as_str(), Some("20MiB/s; Sat,Sun none"));
+        let fast: Value = "fast".into();
+        for bad in [fast.clone(), Value::Array(vec![fast]), Value::Integer(20)] {
+            let error = read(bad.clone()).unwrap_err().to_string();
+            assert!(error.contains("20MiB/s"), "{bad}: {error}");
         }
     }
 

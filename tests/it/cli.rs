@@ -495,6 +495,9 @@ fn settings_come_from_flags_environment_file_and_defaults_in_this_order() {
         (json!(4), "environment FARMHAND_UPLOAD_PARALLEL".into())
     );
     assert_eq!(value(show(&env, &[]), "serve.listen").0, json!(["127.0.0.1:1", "[::1]:1"]));
+    let limit = "20MiB/s; Mon,Wed-Fri 09:00-18:00 5MiB/s";
+    let env_limit = [("FARMHAND_UPLOAD_LIMIT", limit)];
+    assert_eq!(value(show(&env_limit, &[]), "upload.limit").0, json!(limit));
     assert_eq!(
         value(show(&env, &["--progress", "always"]), "progress"),
         (json!("always"), "flag --progress".into())
@@ -521,6 +524,7 @@ fn settings_that_are_none() {
     for (text, says) in [
         ("servr = \"x\"", "servr"),
         ("[upload]\nparallel = \"many\"", "parallel"),
+        ("[upload]\nlimit = [\"20MiB/s\", \"9-18 1MiB/s\"]", "9-18"),
         ("[serve]\nhold = \"soon\"", "soon"),
         ("[serve]\ndefer = \"maybe\"", "maybe"),
         ("[serve", "line 1"),
@@ -535,11 +539,16 @@ fn settings_that_are_none() {
         ("FARMHAND_UPLOAD_PARALLEL", "many"),
         ("FARMHAND_SCAN_CACHE", "maybe"),
         ("FARMHAND_SERVE_HOLD", "soon"),
+        ("FARMHAND_UPLOAD_LIMIT", "Mon-Fry 5MiB/s"),
     ] {
         let ran = run(farmhand(home.path()).env(name, value).args(["config", "check"]));
         ran.fails(2, &[name, value]);
     }
     home.run(&["hash", ".", "--readers", "-1"]);
+    for command in ["push", "checkout"] {
+        home.run(&[command, ".", "--limit", "fast"])
+            .fails(2, &["--limit", "fast", "write 20MiB/s", "Mon-Fri 09:00-18:00 5MiB/s"]);
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod crash_upkeep;
 mod disk_full;
 mod fuzz;
 mod layering;
+mod line;
 mod metrics;
 mod odd_files;
 mod openapi;

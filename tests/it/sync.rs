@@ -31,7 +31,7 @@ use serde_json::json;
 use super::common::*;
 
 /// All that a sync needs, with a fresh cache.
-struct Client {
+pub struct Client {
     runtime: tokio::runtime::Runtime,
     progress: Arc<Progress>,
     scanner: Arc<Mutex<Scanner>>,
@@ -39,11 +39,14 @@ struct Client {
 }
 
 impl Client {
-    fn new(url: &str) -> Self {
+    pub fn new(url: &str) -> Self {
+        Self::with(url, client::Options { retries: 3, ..client::Options::default() })
+    }
+
+    pub fn with(url: &str, options: client::Options) -> Self {
         let progress = Arc::new(Progress::default());
         let stop = Arc::new(AtomicBool::new(false));
         let scanner = Scanner::new(scan::Options::default(), progress.clone(), stop).unwrap();
-        let options = client::Options { retries: 3, ..client::Options::default() };
         Self {
             runtime: tokio::runtime::Runtime::new().unwrap(),
             progress,
@@ -52,7 +55,7 @@ impl Client {
         }
     }
 
-    fn scan(&self, dir: &Path) -> Scan {
+    pub fn scan(&self, dir: &Path) -> Scan {
         self.scanner.lock().unwrap().scan(dir).unwrap()
     }
 
@@ -62,6 +65,14 @@ impl Client {
             defer: Duration::from_secs(2),
             ..agent::Options::default()
         };
+        self.sync_with(scan, options)
+    }
+
+    pub fn sync_with(
+        &mut self,
+        scan: Scan,
+        options: agent::Options,
+    ) -> Result<SyncReport, SyncError> {
         let (scanner, progress) = (self.scanner.clone(), self.progress.clone());
         self.runtime.block_on(agent::sync(&mut self.shaman, scan, scanner, progress, options))
     }
@@ -81,7 +92,7 @@ impl Client {
 }
 
 /// A folder with these files.
-fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+pub fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (path, content) in files {
         let path = dir.path().join(path);

@@ -62,6 +62,8 @@ pub(super) enum Outcome {
     },
     /// What the server knows of it, having been asked.
     Status(BlobStatus),
+    /// It broke because we stood still, on purpose.
+    Interrupted,
     /// There is nothing to send any more: no file has this content.
     NoSource,
 }
@@ -171,6 +173,10 @@ impl Plan {
             }
             Outcome::Status(BlobStatus::Unknown) => {
                 item.ask_first = false;
+                Duration::ZERO
+            }
+            Outcome::Interrupted => {
+                item.ask_first = true;
                 Duration::ZERO
             }
             Outcome::Unknown(reason) if item.failures >= self.patience.retries => {

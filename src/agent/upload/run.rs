@@ -49,6 +49,7 @@ enum Told {
     Outcome(UploadOutcome),
     Status(BlobStatus),
     Changed,
+    Interrupted,
 }
 
 /// Sends these blobs, each from any of its files.
@@ -76,15 +77,18 @@ pub(in crate::agent) async fn run(
                             match send(&job, id, &source, may_defer).await? {
                                 Sent::Outcome(outcome) => Told::Outcome(outcome),
                                 Sent::Changed => Told::Changed,
+                                Sent::Interrupted => Told::Interrupted,
                             },
                         ))
                     });
                 }
                 Step::Ask(id) => {
                     let job = job.clone();
-                    tasks.spawn(
-                        async move { Ok((id, Told::Status(job.client.status(&id).await?))) },
-                    );
+                    tasks.spawn(async move {
+                        // Not even that: what fails meanwhile would count.
+                        job.options.line.until_free().await;
+                        Ok((id, Told::Status(job.client.status(&id).await?)))
+                    });
                 }
                 Step::WaitUntil(time) => {
                     wake = Some(start + time);
@@ -152,6 +156,7 @@ fn note(
         Told::Outcome(UploadOutcome::Later { reason, pause, reached }) => {
             return Outcome::Later { reason, pause, reached };
         }
+        Told::Interrupted => return Outcome::Interrupted,
         Told::Outcome(UploadOutcome::Rejected(reason)) => Some(reason),
         Told::Changed => None,
     };

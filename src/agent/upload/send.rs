@@ -1,20 +1,18 @@
 //! Sends one blob from one file, if that file still is what was hashed.
 
 use std::{
+    convert::Infallible,
     fs::File,
     io::{self, Read},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::run::Job;
+use super::{line::Upload, run::Job};
 use crate::{
     client::{ClientError, UploadBody, UploadOutcome},
     disk::Fingerprint,
@@ -40,6 +38,8 @@ pub(super) enum Sent {
     Outcome(UploadOutcome),
     /// The file is gone, or no longer what was hashed.
     Changed,
+    /// Somebody held the line, and the server or the connection did not wait for that.
+    Interrupted,
 }
 
 /// Sends a blob from a file that had this content when it was scanned.
@@ -53,23 +53,32 @@ pub(super) async fn send(
     source: &ScannedFile,
     may_defer: bool,
 ) -> Result<Sent, ClientError> {
-    let counted = Arc::new(Counted { progress: job.progress.clone(), bytes: AtomicU64::new(0) });
+    let upload = job.options.line.begin(source.path.as_str(), id.size_bytes).await;
+    let counted = Counted { progress: &job.progress, bytes: AtomicU64::new(0) };
     let path = job.root.join(source.path.as_str());
     let fingerprint = source.fingerprint;
-    let (body, unchanged) = if id.size_bytes <= PIECE_BYTES as u64 {
-        match job.exec.blocking(move || read_whole(path, &fingerprint)).await {
-            Ok(content) => (UploadBody::Whole(content), None),
-            Err(_) => return Ok(Sent::Changed),
-        }
+    let (outcome, unchanged) = if id.size_bytes <= PIECE_BYTES as u64 {
+        let Ok(content) = job.exec.blocking(move || read_whole(path, &fingerprint)).await else {
+            return Ok(Sent::Changed);
+        };
+        upload.pass(id.size_bytes).await;
+        let body = UploadBody::Whole(content);
+        (job.client.upload(&id, source.path.as_str(), may_defer, body).await?, None)
     } else {
-        let (pieces, body) = mpsc::channel(PIECES_AHEAD);
-        let (exec, counted) = (job.exec.clone(), counted.clone());
+        let (pieces, read) = mpsc::channel(PIECES_AHEAD);
+        let exec = job.exec.clone();
         let reading = tokio::spawn(async move {
-            exec.blocking(move || read_pieces(path, &fingerprint, &pieces, &counted)).await
+            exec.blocking(move || read_pieces(path, &fingerprint, &pieces)).await
         });
-        (UploadBody::Pieces(body), Some(reading))
+        // One at a time: what is in there can no longer be held back.
+        let (out, body) = mpsc::channel(1);
+        let body = UploadBody::Pieces(body);
+        let outcome = tokio::select! {
+            outcome = job.client.upload(&id, source.path.as_str(), may_defer, body) => outcome?,
+            never = pass_on(read, out, &upload, &counted) => match never {},
+        };
+        (outcome, Some(reading))
     };
-    let outcome = job.client.upload(&id, source.path.as_str(), may_defer, body).await?;
     if matches!(outcome, UploadOutcome::Stored | UploadOutcome::AlreadyStored) {
         counted.complete(id.size_bytes);
         return Ok(Sent::Outcome(outcome));
@@ -82,16 +91,50 @@ pub(super) async fn send(
     {
         return Ok(Sent::Changed);
     }
+    // A file that is sent as a whole waits before its request is begun.
+    let broke = matches!(outcome, UploadOutcome::Unknown(_) | UploadOutcome::Later { .. });
+    if broke && id.size_bytes > PIECE_BYTES as u64 && upload.was_held() {
+        return Ok(Sent::Interrupted);
+    }
     Ok(Sent::Outcome(outcome))
 }
 
+/// Passes on what is read, as fast as the line allows, and lives on until it is dropped.
+async fn pass_on(
+    mut read: mpsc::Receiver<io::Result<Bytes>>,
+    out: mpsc::Sender<io::Result<Bytes>>,
+    upload: &Upload,
+    counted: &Counted<'_>,
+) -> Infallible {
+    'pieces: while let Some(piece) = read.recv().await {
+        let mut piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => {
+                // If nobody listens, it is broken off already.
+                let _ = out.send(Err(error)).await;
+                break;
+            }
+        };
+        while !piece.is_empty() {
+            // First there must be room: what has been allowed to go must not wait behind anything.
+            let Ok(room) = out.reserve().await else { break 'pieces };
+            let slice = piece.split_to(piece.len().min(upload.slice_bytes()));
+            upload.pass(slice.len() as u64).await;
+            counted.add(slice.len() as u64);
+            room.send(Ok(slice));
+        }
+    }
+    drop((read, out));
+    std::future::pending().await
+}
+
 /// Counts an attempt's bytes, so that they can be taken back.
-struct Counted {
-    progress: Arc<Progress>,
+struct Counted<'a> {
+    progress: &'a Progress,
     bytes: AtomicU64,
 }
 
-impl Counted {
+impl Counted<'_> {
     fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Relaxed);
         self.progress.add_bytes(bytes);
@@ -143,7 +186,6 @@ fn read_pieces(
     path: PathBuf,
     expected: &Fingerprint,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
-    counted: &Counted,
 ) -> Result<(), ReadError> {
     let read = (|| {
         let mut file = open(path, expected)?;
@@ -155,9 +197,7 @@ fn read_pieces(
             if left == 0 {
                 check(&file, expected)?;
             }
-            let bytes = piece.len() as u64;
             pieces.blocking_send(Ok(piece.into())).map_err(|_| ReadError::Unwanted)?;
-            counted.add(bytes);
         }
         Ok(())
     })();
