@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cli;
 pub mod client;
 pub mod conformance;
+pub mod control;
 pub mod disk;
 pub mod domain;
 pub mod exec;

@@ -2,6 +2,11 @@
 
 mod sync;
 mod upload;
+mod watch;
 
 pub use sync::{Options, SyncError, SyncReport, create_checkout, lacking, sync};
 pub use upload::{BadLimit, Hold, Limit, Line, Timetable, UploadNow};
+pub use watch::{
+    Agent, AgentEvent, AgentStatus, FolderOptions, FolderState, FolderStatus, NoScan, Rhythm,
+    UploadStatus, WatchMode, real,
+};

@@ -105,7 +105,7 @@ impl Checkout {
         };
         require_folders(std::slice::from_ref(&self.dir))?;
         Session::run(context, async |session| {
-            let scan = session.scan(&self.dir).await?;
+            let scan = session.scan(context, &self.dir).await?;
             if scan.files.is_empty() {
                 report_skipped(&scan.skipped);
                 let message =

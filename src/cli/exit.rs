@@ -6,6 +6,7 @@ use super::settings::LogFormat;
 use crate::{
     agent::SyncError,
     client::ClientError,
+    control::RegistryError,
     disk::DiskError,
     scan::{ScanError, WalkError},
     store::{AdoptError, EraseError, OpenError, ScrubError},
@@ -27,6 +28,8 @@ pub(super) enum Exit {
     Unreachable = 5,
     Refused = 6,
     Full = 7,
+    /// Waited in vain.
+    TimedOut = 8,
     Integrity = 9,
     Interrupted = 130,
 }
@@ -179,6 +182,19 @@ impl From<ScanError> for Failure {
             }
         };
         Self::of(exit, &error, next)
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Watched { .. } => Self::of(
+                Exit::Usage,
+                &error,
+                "see `farmhand status`; end that agent, or leave the folder to it",
+            ),
+            RegistryError::Disk(error) => error.into(),
+        }
     }
 }
 

@@ -16,8 +16,11 @@ mod push;
 mod serve;
 mod session;
 mod settings;
+mod status;
 mod store;
 mod token;
+mod wait;
+mod watch;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -82,6 +85,11 @@ enum Command {
     Checkout(checkout::Checkout),
     Push(push::Push),
     Plan(plan::Plan),
+    Watch(watch::Watch),
+    Wait(wait::Wait),
+    Status(status::Status),
+    Pause(status::Pause),
+    Resume(status::Resume),
     Hash(hash::Hash),
     Serve(serve::Serve),
     Store(store::Store),
@@ -111,11 +119,14 @@ pub fn main() -> ExitCode {
         Command::Checkout(command) => command.overrides(&mut overrides),
         Command::Push(command) => command.overrides(&mut overrides),
         Command::Plan(command) => command.overrides(&mut overrides),
+        Command::Watch(command) => command.overrides(&mut overrides),
+        Command::Wait(command) => command.overrides(&mut overrides),
         Command::Hash(command) => command.overrides(&mut overrides),
         Command::Serve(command) => command.overrides(&mut overrides),
         Command::Store(command) => command.overrides(&mut overrides),
         Command::Cache(command) => command.overrides(&mut overrides),
         Command::Conformance(command) => command.overrides(&mut overrides),
+        Command::Status(_) | Command::Pause(_) | Command::Resume(_) => {}
         Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
     }
     let settings = match Settings::load(cli.global.config.as_deref(), &overrides) {
@@ -123,13 +134,18 @@ pub fn main() -> ExitCode {
         Err(failure) => return failure.print(LogFormat::Text),
     };
     let log_format = settings.values.log_format;
-    let is_server = matches!(cli.command, Command::Serve(_));
+    let is_server = matches!(cli.command, Command::Serve(_) | Command::Watch(_));
     let logs = logging::init(log_format, cli.global.verbose, cli.global.quiet, is_server);
     let context = Context { settings, json: cli.global.json, logs };
     let result = match cli.command {
         Command::Checkout(command) => block_on(command.run(&context)),
         Command::Push(command) => block_on(command.run(&context)),
         Command::Plan(command) => block_on(command.run(&context)),
+        Command::Watch(command) => block_on(command.run(&context)),
+        Command::Wait(command) => block_on(command.run(&context)),
+        Command::Status(command) => block_on(command.run(&context)),
+        Command::Pause(command) => block_on(command.run(&context)),
+        Command::Resume(command) => block_on(command.run(&context)),
         Command::Hash(command) => block_on(command.run(&context)),
         Command::Serve(command) => block_on(command.run(&context)),
         Command::Store(command) => block_on(command.run(&context)),

@@ -52,7 +52,7 @@ impl Push {
             let options = context.settings.sync_options();
             for dir in &self.dirs {
                 let start = Instant::now();
-                let scan = session.scan(dir).await?;
+                let scan = session.scan(context, dir).await?;
                 let report = agent::sync(
                     &mut session.client,
                     scan,

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -21,9 +21,10 @@ use super::{
 };
 use crate::{
     client::{self, Shaman},
+    control,
     exec::Exec,
     meter::Progress,
-    scan::{Scan, ScanError, Scanner, Skipped, WalkError},
+    scan::{self, Scan, ScanError, Scanner, Skipped, WalkError},
     server::{self, Access, Anonymous, Scope, Tokens, Upkeep},
     store::{self, OpenError, Store},
 };
@@ -185,6 +186,12 @@ pub(super) struct Session {
     pub client: Shaman,
     pub scans: Scans,
     embedded: Option<Embedded>,
+    /// Agents hold back what they have to send while these live.
+    held: Mutex<Vec<control::Held>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Session {
@@ -232,12 +239,53 @@ impl Session {
                 (Shaman::new(&url, options)?, Some(embedded))
             }
         };
-        Ok(Self { client, scans: Scans::new(context)?, embedded })
+        Ok(Self { client, scans: Scans::new(context)?, embedded, held: Mutex::default() })
     }
 
     /// Scans a folder.
-    pub async fn scan(&self, dir: &Path) -> Result<Scan, Failure> {
-        self.scans.scan_quietly(dir).await
+    pub async fn scan(&self, context: &Context, dir: &Path) -> Result<Scan, Failure> {
+        let options = context.settings.scan_options_for(dir);
+        if let Some(scan) = self.ask_agents(context, dir, &options).await {
+            return Ok(scan);
+        }
+        let path = dir.to_owned();
+        let scan = move |scanner: &mut Scanner| {
+            scanner.set_ignores(options.ignores);
+            scanner.scan(&path)
+        };
+        self.scans.with_scanner(scan).await
+    }
+
+    /// Has the agents of this user step back for other folders, and takes from one that watches this
+    /// folder what it knows of it. Whatever is wrong with an agent, we can do without.
+    async fn ask_agents(
+        &self,
+        context: &Context,
+        dir: &Path,
+        options: &scan::Options,
+    ) -> Option<Scan> {
+        let settings = &context.settings;
+        // Who wants everything hashed, or nothing left out, wants it to be looked at.
+        if !settings.values.scan.cache || !settings.values.watch.ask {
+            return None;
+        }
+        let registry = settings.run_dir()?;
+        for agent in control::find(&registry, None) {
+            match agent.hold_others(dir).await {
+                Ok(held) => lock(&self.held).push(held),
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        for agent in control::find(&registry, Some(dir)) {
+            match agent.scan(dir, options).await {
+                Ok((scan, was_known)) => {
+                    tracing::debug!(was_known, files = scan.files.len(), "asked the agent");
+                    return Some(scan);
+                }
+                Err(error) => tracing::info!("{error}; looking at {} ourselves", dir.display()),
+            }
+        }
+        None
     }
 
     /// Where a checkout is on this machine, if its store is embedded.

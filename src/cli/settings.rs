@@ -50,6 +50,7 @@ pub(super) struct Values {
     pub serve: Serve,
     pub scan: Scan,
     pub upload: Upload,
+    pub watch: Watch,
 }
 
 /// A text that is never shown.
@@ -255,6 +256,98 @@ impl Default for Upload {
             limit: Limit::default(),
             retries: options.retries,
             defer: Time(options.defer),
+        }
+    }
+}
+
+/// How `farmhand watch` watches, and what.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Watch {
+    pub quiet: Time,
+    pub max_delay: Time,
+    pub rescan_every: Time,
+    pub poll_every: Time,
+    pub mode: WatchHow,
+    pub ask: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_dir: Option<PathBuf>,
+    pub folders: Vec<WatchFolder>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        let rhythm = agent::Rhythm::default();
+        Self {
+            quiet: Time(rhythm.quiet),
+            max_delay: Time(rhythm.max_delay),
+            rescan_every: Time(rhythm.rescan_every),
+            poll_every: Time(rhythm.poll_every),
+            mode: WatchHow::Auto,
+            ask: true,
+            run_dir: None,
+            folders: Vec::new(),
+        }
+    }
+}
+
+/// How changes are heard of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum WatchHow {
+    /// From the system, where it tells of all changes; else by polling
+    #[default]
+    Auto,
+    /// By looking at everything every so often
+    Poll,
+}
+
+impl WatchHow {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Poll => "poll",
+        }
+    }
+}
+
+/// A folder, and what is particular to it; a text is its path.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FolderText")]
+pub(super) struct WatchFolder {
+    pub path: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
+    pub priority: i32,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FolderText {
+    Path(PathBuf),
+    Table(FolderTable),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FolderTable {
+    path: PathBuf,
+    server: Option<String>,
+    #[serde(default)]
+    ignore: Vec<String>,
+    #[serde(default)]
+    priority: i32,
+}
+
+impl From<FolderText> for WatchFolder {
+    fn from(text: FolderText) -> Self {
+        match text {
+            FolderText::Path(path) => Self { path, server: None, ignore: Vec::new(), priority: 0 },
+            FolderText::Table(FolderTable { path, server, ignore, priority }) => {
+                Self { path, server, ignore, priority }
+            }
         }
     }
 }
@@ -478,6 +571,14 @@ const KEYS: &[&str] = &[
     "upload.limit",
     "upload.retries",
     "upload.defer",
+    "watch.quiet",
+    "watch.max_delay",
+    "watch.rescan_every",
+    "watch.poll_every",
+    "watch.mode",
+    "watch.ask",
+    "watch.run_dir",
+    "watch.folders",
 ];
 
 /// Those that are paths: in a file, relative to it.
@@ -490,6 +591,7 @@ const PATH_KEYS: &[&str] = &[
     "serve.tls_key",
     "scan.cache_dir",
     "scan.addon_cache_dir",
+    "watch.run_dir",
 ];
 
 /// Settings given as flags.
@@ -604,6 +706,10 @@ impl Settings {
                 Value::String(text) if PATH_KEYS.contains(&key) => {
                     let dir = path.parent().unwrap_or(Path::new(""));
                     Value::String(dir.join(text).to_string_lossy().into_owned())
+                }
+                Value::Array(folders) if key == "watch.folders" => {
+                    let dir = path.parent().unwrap_or(Path::new(""));
+                    Value::Array(folders.iter().map(|folder| beside(folder, dir)).collect())
                 }
                 value => value.clone(),
             };
@@ -792,6 +898,36 @@ impl Settings {
         }
     }
 
+    /// How the agent watches.
+    pub fn rhythm(&self) -> agent::Rhythm {
+        let watch = &self.values.watch;
+        agent::Rhythm {
+            quiet: watch.quiet.0,
+            max_delay: watch.max_delay.0.max(watch.quiet.0),
+            rescan_every: watch.rescan_every.0,
+            poll_every: watch.poll_every.0,
+        }
+    }
+
+    /// Where agents leave word of themselves.
+    pub fn run_dir(&self) -> Option<PathBuf> {
+        self.values.watch.run_dir.clone().or_else(|| {
+            let dirs = etcetera::base_strategy::choose_native_strategy().ok()?;
+            // On a network disk, others would find agents that are not on their machine.
+            let dir = dirs.runtime_dir().unwrap_or_else(|| dirs.cache_dir());
+            Some(dir.join("farmhand").join("agents"))
+        })
+    }
+
+    /// How a folder is scanned: as the configuration says of it.
+    pub fn scan_options_for(&self, dir: &Path) -> scan::Options {
+        let root = agent::real(dir);
+        let folder = self.values.watch.folders.iter();
+        let folder = folder.into_iter().find(|folder| agent::real(&folder.path) == root);
+        let ignores = folder.map(|folder| folder.ignore.clone()).unwrap_or_default();
+        scan::Options { ignores, ..self.scan_options() }
+    }
+
     pub fn sync_options(&self) -> agent::Options {
         let upload = &self.values.upload;
         agent::Options {
@@ -824,6 +960,23 @@ pub(super) fn default_file() -> Option<PathBuf> {
 /// `serve.listen` → `FARMHAND_SERVE_LISTEN`.
 fn env_name(key: &str) -> String {
     format!("FARMHAND_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// A folder of a file in this directory.
+fn beside(folder: &Value, dir: &Path) -> Value {
+    let join = |path: &str| Value::String(dir.join(path).to_string_lossy().into_owned());
+    match folder {
+        Value::String(path) => join(path),
+        Value::Table(table) => {
+            let mut table = table.clone();
+            if let Some(Value::String(path)) = table.get("path") {
+                let path = join(path);
+                table.insert("path".into(), path);
+            }
+            Value::Table(table)
+        }
+        other => other.clone(),
+    }
 }
 
 fn get<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {

@@ -110,6 +110,20 @@ pub struct Shaman {
     options: Options,
 }
 
+/// A plain HTTP client for other processes on this machine; `None` if there can be none.
+pub fn loopback() -> Option<reqwest::Client> {
+    install_provider();
+    reqwest::Client::builder().user_agent(USER_AGENT).no_proxy().tls_certs_only([]).build().ok()
+}
+
+fn install_provider() {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // Fails only if the program has installed another one, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
 impl Shaman {
     /// A client for the server at this URL: the address that is also given to the add-on, perhaps
     /// with a path (`http://farm:8080/`, `https://studio/flamenco/`). Nothing is sent yet.
@@ -117,11 +131,7 @@ impl Shaman {
     /// # Errors
     /// If the URL is none, or TLS cannot be set up.
     pub fn new(url: &str, options: Options) -> Result<Self, ClientError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            // Fails only if the program has installed another one, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        });
+        install_provider();
         let base = base_url(url)?;
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)

@@ -8,6 +8,7 @@ mod lock;
 mod publish;
 mod rename;
 mod stat;
+mod writers;
 
 pub use change::{
     copy_file, create_dir, create_dir_if_missing, create_dirs_if_missing, hard_link,
@@ -20,3 +21,4 @@ pub use lock::{Lock, LockError};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;
 pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, rest_if_gentle, touch};
+pub use writers::written_to;

@@ -161,6 +161,11 @@ impl Scanner {
         Ok(Self { options, pool, cache, addon, progress, stop })
     }
 
+    /// Ignores these from now on, besides the defaults; the projects' own rules win.
+    pub fn set_ignores(&mut self, ignores: Vec<String>) {
+        self.options.ignores = ignores;
+    }
+
     /// Scans a folder, or a single file in its folder.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl Survey {
         &self.plan.outdated
     }
 
+    /// The files that have to be hashed, the largest first.
+    pub fn to_hash(&self) -> impl Iterator<Item = (&RelPath, &Fingerprint)> {
+        self.plan.to_hash.iter().map(|found| (&found.path, &found.fingerprint))
+    }
+
     /// Takes those files out that would have to be hashed and are not to be now; they are in no scan that
     /// is made of this. Files come largest first.
     pub fn hold_back(&mut self, mut holds: impl FnMut(&RelPath, &Fingerprint) -> bool) {

@@ -74,6 +74,9 @@ pub enum SkipReason {
     /// A pipe, socket or device.
     #[error("no file: it is {0}")]
     NotAFile(&'static str),
+    /// What another process says of it.
+    #[error("{0}")]
+    Reported(String),
     /// A name that Shaman cannot carry.
     #[error("its name cannot be sent: {0}")]
     BadName(String),

@@ -362,6 +362,7 @@ pub fn farmhand(home: &Path) -> Command {
         ("XDG_CACHE_HOME", "cache"),
         ("XDG_CONFIG_HOME", "config"),
         ("XDG_DATA_HOME", "data"),
+        ("XDG_RUNTIME_DIR", "run"),
     ] {
         command.env(name, home.join(dir));
     }

@@ -20,6 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("client", &["domain", "wire"]),
     ("server", &["domain", "disk", "exec", "wire", "store"]),
     ("agent", &["domain", "disk", "exec", "meter", "wire", "scan", "client"]),
+    ("control", &["domain", "disk", "scan", "client", "agent"]),
     ("conformance", &["domain", "wire", "client"]),
     (
         "cli",
@@ -35,6 +36,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "client",
             "server",
             "agent",
+            "control",
             "conformance",
         ],
     ),

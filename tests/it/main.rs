@@ -30,3 +30,4 @@ mod shutdown;
 mod store;
 mod sync;
 mod tls;
+mod watch;

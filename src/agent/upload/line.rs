@@ -24,7 +24,7 @@ const SLICE_MIN_BYTES: usize = 1 << 10;
 /// as anybody wants it, and an account of what goes on.
 #[derive(Debug)]
 pub struct Line {
-    throttle: Throttle,
+    throttle: Arc<Throttle>,
     holds: watch::Sender<Holds>,
     uploads: Mutex<BTreeMap<u64, Arc<Running>>>,
     begun: AtomicU64,
@@ -84,12 +84,18 @@ impl Line {
     /// A line with these limits.
     pub fn new(limits: Timetable) -> Self {
         Self {
-            throttle: Throttle::new(limits),
+            throttle: Arc::new(Throttle::new(limits)),
             holds: watch::Sender::default(),
             uploads: Mutex::default(),
             begun: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// A line that keeps to the same limits together with this one, and is held, and accounts, for
+    /// itself.
+    pub fn branch(&self) -> Self {
+        Self { throttle: self.throttle.clone(), ..Self::default() }
     }
 
     /// Stops everything until the guard is dropped: no upload begins, and those under way stop
@@ -130,7 +136,8 @@ impl Line {
     }
 
     /// How often it was held so far.
-    pub(super) fn holds_ever(&self) -> u64 {
+    #[cfg(test)]
+    fn holds_ever(&self) -> u64 {
         self.holds.borrow().ever
     }
 

@@ -106,7 +106,7 @@ impl Plan {
         if matches!(asked, Asked::Server(_) | Asked::Storage(_)) {
             Session::run(context, async |session| {
                 let Session { scans, client, .. } = session;
-                found = Some(self.look(scans, asked, Some(client), why.as_deref()).await?);
+                found = Some(self.look(context, scans, asked, Some(client), why.as_deref()).await?);
                 Ok(Exit::Done)
             })
             .await?;
@@ -114,7 +114,7 @@ impl Plan {
             let scans = Scans::new(context)?;
             let _display = scans.display(context);
             tokio::select! {
-                report = self.look(&scans, asked, None, why.as_deref()) => found = Some(report?),
+                report = self.look(context, &scans, asked, None, why.as_deref()) => found = Some(report?),
                 () = interrupted() => {
                     tokio::select! {
                         () = scans.stop() => {}
@@ -161,13 +161,19 @@ impl Plan {
     /// Finds out all there is to know; about this file or folder only, if one is given.
     async fn look(
         &self,
+        context: &Context,
         scans: &Scans,
         asked: Asked,
         client: Option<&mut Shaman>,
         only: Option<&str>,
     ) -> Result<Report, Failure> {
         let dir = self.dir.clone();
-        let mut survey = scans.with_scanner(move |scanner| scanner.survey(&dir, true)).await?;
+        let ignores = context.settings.scan_options_for(&dir).ignores;
+        let survey = move |scanner: &mut crate::scan::Scanner| {
+            scanner.set_ignores(ignores);
+            scanner.survey(&dir, true)
+        };
+        let mut survey = scans.with_scanner(survey).await?;
         let mut names = bad_names(survey.files().map(|(path, ..)| path.as_str()), self.above());
         names.extend(survey.skipped.iter().filter_map(cannot_be_sent));
         names.sort_by_key(|name| name.trouble);
