@@ -179,9 +179,16 @@ impl Shaman {
     /// # Errors
     /// If there is no answer after all retries, or another answer than the protocol has.
     pub async fn status(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
+        self.retrying(|| self.status_once(id), ClientError::is_transient).await
+    }
+
+    /// The same, asked once.
+    ///
+    /// # Errors
+    /// If there is no answer, or another answer than the protocol has.
+    pub async fn status_once(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
         let url = self.blob_url(id);
-        let call = || self.json::<(), StatusAnswer>(Method::GET, url.clone(), None);
-        Ok(self.retrying(call, ClientError::is_transient).await?.0.status)
+        Ok(self.json::<(), StatusAnswer>(Method::GET, url, None).await?.0.status)
     }
 
     /// What the server still needs of these files. If it has moved (a redirect), this client goes

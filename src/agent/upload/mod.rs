@@ -1,6 +1,7 @@
 //! Sends what the server lacks: a pure plan, and the runner that acts on it.
 
 mod line;
+mod pace;
 mod plan;
 mod run;
 mod send;
