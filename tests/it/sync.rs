@@ -235,7 +235,8 @@ fn a_connection_that_breaks_costs_a_question_and_no_file() {
     let (path, report) = client.checkout(client.scan(dir.path())).unwrap();
     assert!(report.retries >= 2, "{}", report.retries);
     assert!(tree(&server.storage().join("jobs").join(path)) == tree(dir.path()));
-    assert!(proxy.connections.load(SeqCst) > 6);
+    // All of these have come to pass.
+    assert!(proxy.connections.load(SeqCst) >= 6);
 }
 
 #[test]
