@@ -5,6 +5,8 @@ mod pace;
 mod plan;
 mod run;
 mod send;
+#[cfg(test)]
+mod simulation;
 mod throttle;
 mod timetable;
 

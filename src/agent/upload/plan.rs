@@ -180,7 +180,8 @@ impl Plan {
     /// Looks at how fast it goes. `sent_bytes` is what was sent since the start; `disturbed`: how
     /// much that was says nothing about the server.
     pub fn look(&mut self, now: Duration, sent_bytes: u64, disturbed: bool) {
-        if disturbed {
+        // More than it should be, when it has just become fewer, says nothing about fewer.
+        if disturbed || self.flights.len() > self.pace.width() {
             self.pace.idle();
         } else {
             self.pace.look(now, sent_bytes, self.stored);
