@@ -332,6 +332,12 @@ impl Shaman {
         let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
         match serde_json::from_slice(&bytes) {
             Ok(answer) => Ok((answer, found_at)),
+            // Its length was wrong, or there was none to say that it is cut short.
+            Err(error) if error.is_eof() && !bytes.is_empty() => Err(ClientError::Unreachable {
+                url: self.shown_url(),
+                reason: "its answer is cut short".into(),
+                was_sent: true,
+            }),
             Err(error) => Err(ClientError::NotShaman {
                 url: self.shown_url(),
                 reason: format!("{} answers something else: {error}", hide_tokens(found_at.path())),

@@ -78,6 +78,14 @@ impl Client {
     }
 
     fn checkout(&mut self, scan: Scan) -> Result<(String, SyncReport), SyncError> {
+        self.checkout_with(scan, agent::Options { retries: 3, ..agent::Options::default() })
+    }
+
+    pub fn checkout_with(
+        &mut self,
+        scan: Scan,
+        options: agent::Options,
+    ) -> Result<(String, SyncReport), SyncError> {
         let (scanner, progress) = (self.scanner.clone(), self.progress.clone());
         let wish = "demo".parse().unwrap();
         self.runtime.block_on(agent::create_checkout(
@@ -85,7 +93,7 @@ impl Client {
             scan,
             scanner,
             progress,
-            agent::Options { retries: 3, ..agent::Options::default() },
+            options,
             &wish,
         ))
     }
