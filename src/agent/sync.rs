@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ const MAX_CHANGES: u32 = 3;
 /// How to sync.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Uploads at once.
+    /// Uploads at once, at most.
     pub uploads: usize,
     /// How often an upload is tried again after a failure.
     pub retries: u32,
@@ -181,6 +181,7 @@ pub async fn sync(
             exec: exec.clone(),
             progress: progress.clone(),
             options: options.clone(),
+            sent_bytes: AtomicU64::new(0),
         });
         let ended = upload::run(job, missing).await?;
         report.uploaded_files += ended.uploaded_blobs;
@@ -264,7 +265,7 @@ pub async fn lacking<'a>(
     Ok(lacking)
 }
 
-/// What the server lacks, with the files that have it; the largest first.
+/// What the server lacks, with the files that have it.
 async fn missing(
     client: &mut Shaman,
     files: &BTreeMap<RelPath, ScannedFile>,
@@ -278,7 +279,6 @@ async fn missing(
             missing[place].1.push(file.clone());
         }
     }
-    missing.sort_by_key(|(id, _)| std::cmp::Reverse(id.size_bytes));
     Ok(missing)
 }
 

@@ -129,7 +129,7 @@ impl ClientError {
     }
 
     /// Whether the same call may succeed a little later.
-    pub(super) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
             Self::Status { status, .. } => {

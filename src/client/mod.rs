@@ -189,9 +189,16 @@ impl Shaman {
     /// # Errors
     /// If there is no answer after all retries, or another answer than the protocol has.
     pub async fn status(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
+        self.retrying(|| self.status_once(id), ClientError::is_transient).await
+    }
+
+    /// The same, asked once.
+    ///
+    /// # Errors
+    /// If there is no answer, or another answer than the protocol has.
+    pub async fn status_once(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
         let url = self.blob_url(id);
-        let call = || self.json::<(), StatusAnswer>(Method::GET, url.clone(), None);
-        Ok(self.retrying(call, ClientError::is_transient).await?.0.status)
+        Ok(self.json::<(), StatusAnswer>(Method::GET, url, None).await?.0.status)
     }
 
     /// What the server still needs of these files. If it has moved (a redirect), this client goes
@@ -335,6 +342,12 @@ impl Shaman {
         let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
         match serde_json::from_slice(&bytes) {
             Ok(answer) => Ok((answer, found_at)),
+            // Its length was wrong, or there was none to say that it is cut short.
+            Err(error) if error.is_eof() && !bytes.is_empty() => Err(ClientError::Unreachable {
+                url: self.shown_url(),
+                reason: "its answer is cut short".into(),
+                was_sent: true,
+            }),
             Err(error) => Err(ClientError::NotShaman {
                 url: self.shown_url(),
                 reason: format!("{} answers something else: {error}", hide_tokens(found_at.path())),

@@ -1,9 +1,12 @@
 //! Sends what the server lacks: a pure plan, and the runner that acts on it.
 
 mod line;
+mod pace;
 mod plan;
 mod run;
 mod send;
+#[cfg(test)]
+mod simulation;
 mod throttle;
 mod timetable;
 

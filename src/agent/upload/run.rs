@@ -1,18 +1,23 @@
 //! Acts on the plan: so many uploads at once, until nothing is left.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    plan::{Outcome, Plan, Step},
+    pace::WINDOW,
+    plan::{Outcome, Patience, Plan, Step},
     send::{Sent, send},
 };
 use crate::{
-    agent::{
-        sync::{Options, SyncError},
-        upload::plan::Patience,
-    },
+    agent::sync::{Options, SyncError},
     client::{ClientError, Shaman, UploadOutcome},
     domain::{BlobId, BlobStatus, RelPath},
     exec::Exec,
@@ -29,6 +34,8 @@ pub(in crate::agent) struct Job {
     pub exec: Exec,
     pub progress: Arc<Progress>,
     pub options: Options,
+    /// What was given to connections so far.
+    pub sent_bytes: AtomicU64,
 }
 
 /// What was done. Blobs that are not stored now are those whose files are `doubtful`.
@@ -58,14 +65,19 @@ pub(in crate::agent) async fn run(
     blobs: Vec<(BlobId, Vec<ScannedFile>)>,
 ) -> Result<Ended, SyncError> {
     let patience = Patience { retries: job.options.retries, defer: job.options.defer };
-    let mut plan = Plan::new(blobs.iter().map(|(id, _)| *id), patience);
+    let ids = blobs.iter().map(|(id, _)| *id);
+    let mut plan = Plan::new(ids, patience, job.options.uploads, fastrand::u64(..));
     let mut sources: HashMap<BlobId, Vec<ScannedFile>> = blobs.into_iter().collect();
     let mut ended = Ended::default();
     let mut tasks: JoinSet<Report> = JoinSet::new();
     let start = Instant::now();
+    let line = &job.options.line;
+    let mut holds = line.holds_ever();
     loop {
-        let mut wake = None;
-        while tasks.len() < job.options.uploads.max(1) {
+        let holds_before = std::mem::replace(&mut holds, line.holds_ever());
+        let disturbed = line.is_held() || holds != holds_before;
+        plan.look(start.elapsed(), job.sent_bytes.load(Relaxed), disturbed);
+        let wake = loop {
             match plan.next(start.elapsed()) {
                 Step::Send { id, may_defer } => {
                     let source = sources[&id].last().cloned();
@@ -87,29 +99,23 @@ pub(in crate::agent) async fn run(
                     tasks.spawn(async move {
                         // Not even that: what fails meanwhile would count.
                         job.options.line.until_free().await;
-                        Ok((id, Told::Status(job.client.status(&id).await?)))
+                        Ok((id, ask(&job.client, &id).await?))
                     });
                 }
                 Step::WaitUntil(time) => {
-                    wake = Some(start + time);
-                    break;
+                    break start + time;
                 }
-                Step::WaitForOutcome => break,
+                // Or to look again.
+                Step::WaitForOutcome => break Instant::now() + WINDOW,
                 Step::Done => {
                     ended.deferrals = plan.deferrals;
                     ended.retries = plan.retries;
                     return Ok(ended);
                 }
             }
-        }
-        let sleep = async {
-            match wake {
-                Some(time) => tokio::time::sleep_until(time).await,
-                None => std::future::pending().await,
-            }
         };
         tokio::select! {
-            () = sleep => {}
+            () = tokio::time::sleep_until(wake) => {}
             Some(report) = tasks.join_next() => {
                 let (id, told) = report.map_err(|error| SyncError::Bug(error.to_string()))??;
                 let outcome = note(&job, id, told, &mut sources, &mut ended);
@@ -123,6 +129,19 @@ pub(in crate::agent) async fn run(
                 })?;
             }
         }
+    }
+}
+
+/// Asks once: when to ask again is for the plan to say.
+async fn ask(client: &Shaman, id: &BlobId) -> Result<Told, ClientError> {
+    match client.status_once(id).await {
+        Ok(status) => Ok(Told::Status(status)),
+        Err(error) if error.is_transient() => {
+            let lost = matches!(error, ClientError::Unreachable { .. }) || error.is_gateway();
+            let reason = error.to_string();
+            Ok(Told::Outcome(UploadOutcome::Later { reason, pause: None, reached: !lost }))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -165,5 +184,5 @@ fn note(
     tracing::debug!("{} is not what was hashed", file.path);
     ended.doubtful.push((file.path, doubt));
     // Another file may have the same content.
-    if files.is_empty() { Outcome::NoSource } else { Outcome::Status(BlobStatus::Unknown) }
+    if files.is_empty() { Outcome::NoSource } else { Outcome::OtherSource }
 }

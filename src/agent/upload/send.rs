@@ -17,7 +17,6 @@ use crate::{
     client::{ClientError, UploadBody, UploadOutcome},
     disk::Fingerprint,
     domain::BlobId,
-    meter::Progress,
     scan::ScannedFile,
 };
 
@@ -54,7 +53,7 @@ pub(super) async fn send(
     may_defer: bool,
 ) -> Result<Sent, ClientError> {
     let upload = job.options.line.begin(source.path.as_str(), id.size_bytes).await;
-    let counted = Counted { progress: &job.progress, bytes: AtomicU64::new(0) };
+    let counted = Counted { job, bytes: AtomicU64::new(0) };
     let path = job.root.join(source.path.as_str());
     let fingerprint = source.fingerprint;
     let (outcome, unchanged) = if id.size_bytes <= PIECE_BYTES as u64 {
@@ -62,6 +61,7 @@ pub(super) async fn send(
             return Ok(Sent::Changed);
         };
         upload.pass(id.size_bytes).await;
+        job.sent_bytes.fetch_add(id.size_bytes, Relaxed);
         let body = UploadBody::Whole(content);
         (job.client.upload(&id, source.path.as_str(), may_defer, body).await?, None)
     } else {
@@ -130,22 +130,23 @@ async fn pass_on(
 
 /// Counts an attempt's bytes, so that they can be taken back.
 struct Counted<'a> {
-    progress: &'a Progress,
+    job: &'a Job,
     bytes: AtomicU64,
 }
 
 impl Counted<'_> {
     fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Relaxed);
-        self.progress.add_bytes(bytes);
+        self.job.progress.add_bytes(bytes);
+        self.job.sent_bytes.fetch_add(bytes, Relaxed);
     }
 
     fn complete(&self, total_bytes: u64) {
-        self.progress.add_bytes(total_bytes.saturating_sub(self.bytes.load(Relaxed)));
+        self.job.progress.add_bytes(total_bytes.saturating_sub(self.bytes.load(Relaxed)));
     }
 
     fn take_back(&self) {
-        self.progress.take_back_bytes(self.bytes.swap(0, Relaxed));
+        self.job.progress.take_back_bytes(self.bytes.swap(0, Relaxed));
     }
 }
 
