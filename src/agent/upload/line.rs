@@ -136,8 +136,7 @@ impl Line {
     }
 
     /// How often it was held so far.
-    #[cfg(test)]
-    fn holds_ever(&self) -> u64 {
+    pub(super) fn holds_ever(&self) -> u64 {
         self.holds.borrow().ever
     }
 

@@ -203,6 +203,8 @@ impl Events {
 }
 
 #[cfg(all(test, target_os = "linux"))]
+// `clippy.toml` allows this in test functions, but not in what they share.
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
