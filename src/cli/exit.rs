@@ -65,18 +65,17 @@ impl Failure {
     }
 
     fn of(exit: Exit, error: &dyn Error, next: &str) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            cause = error.source();
-        }
+        let mut message = with_causes(error);
         if !next.is_empty() {
             message.push_str("; ");
             message.push_str(next);
         }
         Self { exit, message }
+    }
+
+    /// The line.
+    pub fn message(&self) -> &str {
+        &self.message
     }
 
     /// Says it on standard error.
@@ -101,45 +100,61 @@ impl Failure {
     }
 }
 
+/// An error and what led to it, in one line.
+pub(super) fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        let (exit, next) = match error {
-            _ if error.is_gateway() => {
-                (Exit::Unreachable, "run this again when the server is back")
-            }
-            ClientError::BadUrl { .. } => (Exit::Usage, "give a URL like http://farm:8080/"),
-            ClientError::Setup { .. } => (Exit::Failed, "are root certificates installed?"),
-            ClientError::Unreachable { .. } => (
-                Exit::Unreachable,
-                "check that it runs and that --server is right, then run this again",
-            ),
-            ClientError::NotShaman { .. } => {
-                (Exit::Usage, "check --server, and that Shaman storage is switched on there")
-            }
-            ClientError::Refused { .. } => (
-                Exit::Refused,
-                "give a token that may do this, as FARMHAND_TOKEN or with the setting token_file; \
-                 who runs the server has them",
-            ),
-            ClientError::Untrusted { .. } => (
-                Exit::Unreachable,
-                "if its certificate is not from one of this machine's authorities, give the right \
-                 root certificate with --ca",
-            ),
-            ClientError::Full { .. } => {
-                (Exit::Full, "run this again when there is room: what was sent is kept")
-            }
-            ClientError::MissingFiles { certain: true, .. } => {
-                (Exit::Integrity, "run this again; if that does not help, check the server's disk")
-            }
-            // With a message that says what to do.
-            ClientError::Status { status, .. } if status.as_u16() == 404 => (Exit::Missing, ""),
-            ClientError::Status { status, .. } if status.as_u16() == 409 => (Exit::Failed, ""),
-            ClientError::MissingFiles { certain: false, .. } | ClientError::Status { .. } => {
-                (Exit::Failed, "see the server's log")
-            }
-        };
+        let (exit, next) = next_step(&error);
         Self::of(exit, &error, next)
+    }
+}
+
+/// What an error of a server means for the exit code, and what to do about it; nothing, if the error
+/// says that itself.
+pub(super) fn next_step(error: &ClientError) -> (Exit, &'static str) {
+    match error {
+        _ if error.is_gateway() => (Exit::Unreachable, "run this again when the server is back"),
+        ClientError::BadUrl { .. } => (Exit::Usage, "give a URL like http://farm:8080/"),
+        ClientError::Setup { .. } => (Exit::Failed, "are root certificates installed?"),
+        ClientError::Unreachable { .. } => (
+            Exit::Unreachable,
+            "check that it runs and that --server is right, then run this again",
+        ),
+        ClientError::NotShaman { .. } => {
+            (Exit::Usage, "check --server, and that Shaman storage is switched on there")
+        }
+        ClientError::Refused { .. } => (
+            Exit::Refused,
+            "give a token that may do this, as FARMHAND_TOKEN or with the setting token_file; \
+             who runs the server has them",
+        ),
+        ClientError::Untrusted { .. } => (
+            Exit::Unreachable,
+            "if its certificate is not from one of this machine's authorities, give the right \
+             root certificate with --ca",
+        ),
+        ClientError::Full { .. } => {
+            (Exit::Full, "run this again when there is room: what was sent is kept")
+        }
+        ClientError::MissingFiles { certain: true, .. } => {
+            (Exit::Integrity, "run this again; if that does not help, check the server's disk")
+        }
+        // With a message that says what to do.
+        ClientError::Status { status, .. } if status.as_u16() == 404 => (Exit::Missing, ""),
+        ClientError::Status { status, .. } if status.as_u16() == 409 => (Exit::Failed, ""),
+        ClientError::MissingFiles { certain: false, .. } | ClientError::Status { .. } => {
+            (Exit::Failed, "see the server's log")
+        }
     }
 }
 

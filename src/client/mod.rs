@@ -3,6 +3,7 @@
 mod admin;
 mod body;
 mod error;
+mod probe;
 mod trust;
 
 use std::{
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 pub use body::UploadBody;
 pub use error::ClientError;
+pub use probe::{Clocks, Exposure, Probe};
 pub use trust::{BadRoots, BadToken, Roots, Token};
 
 use crate::{

@@ -8,6 +8,8 @@ mod lock;
 mod publish;
 mod rename;
 mod stat;
+mod trial;
+mod watch_limits;
 mod writers;
 
 pub use change::{
@@ -21,4 +23,6 @@ pub use lock::{Lock, LockError};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;
 pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, rest_if_gentle, touch};
+pub use trial::{nearest_existing, try_writing};
+pub use watch_limits::{WatchLimits, watches_needed};
 pub use writers::written_to;

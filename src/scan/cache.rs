@@ -3,6 +3,8 @@
 //! Derived data. Whatever is wrong with it costs time, never a job: a corrupt cache is set aside
 //! and begun anew, one that cannot be used is done without, and both are warned about once.
 
+mod health;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -14,6 +16,8 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
     ffi, params,
 };
+
+pub use health::{CacheHealth, CacheState};
 
 use crate::{
     disk::{Fingerprint, Lock, LockError, unix_ns},
@@ -371,12 +375,23 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Opens a database that cannot be written to: on a disk that is mounted so, or another user's.
 fn connect_read_only(path: &Path) -> rusqlite::Result<Connection> {
-    let open = |name: &Path, flags| -> rusqlite::Result<Connection> {
+    // Nothing is read until something is asked for.
+    let ask = |connection: &Connection| {
+        connection.query_row("SELECT count(*) FROM roots", [], |_| Ok(()))
+    };
+    Ok(open_read_only(path, ask)?.0)
+}
+
+/// Opens a database for reading, and asks it something.
+fn open_read_only<T>(
+    path: &Path,
+    ask: impl Fn(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<(Connection, T)> {
+    let open = |name: &Path, flags| -> rusqlite::Result<(Connection, T)> {
         let connection = Connection::open_with_flags(name, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Nothing is read until something is asked for.
-        connection.query_row("SELECT count(*) FROM roots", [], |_| Ok(()))?;
-        Ok(connection)
+        let answer = ask(&connection)?;
+        Ok((connection, answer))
     };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     open(path, flags).or_else(|error| {

@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule, is_ignored};
-pub use cache::{CachedRoot, HashCache};
+pub use cache::{CacheHealth, CacheState, CachedRoot, HashCache};
 pub use hash::HashError;
 pub use survey::{Known, Survey};
 pub use walk::{Ignored, SkipReason, Skipped, WalkError};

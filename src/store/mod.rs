@@ -5,6 +5,7 @@
 
 mod blobs;
 mod checkout;
+mod examine;
 mod gc;
 mod holders;
 mod inflight;
@@ -28,6 +29,7 @@ use std::{
 
 pub use blobs::{Begin, Ticket};
 pub use checkout::CheckoutError;
+pub use examine::{holder, try_link_mode};
 pub use gc::{GcError, GcOptions, MIN_AGE};
 pub use holders::EraseError;
 pub use inflight::Flight;
@@ -207,10 +209,7 @@ impl Store {
     pub fn room(&self) -> Result<Option<Room>, DiskError> {
         let admitted_bytes = self.admitted_bytes.load(Relaxed);
         let Some(space) = Space::of(&self.layout.uploading())? else { return Ok(None) };
-        let reserve_bytes = match self.options.reserve {
-            Reserve::Bytes(bytes) => bytes,
-            Reserve::Percent(percent) => (space.total_bytes as f64 * percent / 100.0) as u64,
-        };
+        let reserve_bytes = self.options.reserve.bytes(space.total_bytes);
         let Space { total_bytes, free_bytes } = space;
         Ok(Some(Room { total_bytes, free_bytes, reserve_bytes, admitted_bytes }))
     }

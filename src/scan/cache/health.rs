@@ -1,0 +1,160 @@
+//! How the hash cache is, looked at without healing it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{FILE_NAME, HashCache, VERSION, explain, is_corrupt, open_read_only, with_suffix};
+use crate::disk::{nearest_existing, try_writing};
+
+/// What a look at the hash cache has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheHealth {
+    /// Where it is, or would be.
+    pub file: PathBuf,
+    /// How large, in bytes.
+    pub bytes: u64,
+    /// What is in it.
+    pub state: CacheState,
+    /// Why nothing can be remembered; `None`: it can.
+    pub unwritable: Option<String>,
+}
+
+/// What is in the hash cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheState {
+    /// Nothing yet: there is no file.
+    New,
+    /// What belongs there.
+    Sound {
+        /// How many folders are known.
+        folders: u64,
+        /// How many files.
+        files: u64,
+    },
+    /// Something else: the next scan begins it anew.
+    Corrupt(String),
+    /// What a newer farmhand has written; it is left alone.
+    Newer,
+    /// It cannot be read.
+    Unreadable(String),
+}
+
+impl HashCache {
+    /// Looks at the cache in this directory. Nothing is changed: what is wrong is left for a scan to heal.
+    pub fn examine(dir: &Path) -> CacheHealth {
+        let file = dir.join(FILE_NAME);
+        let size = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+        let bytes = size(&file) + size(&with_suffix(&file, "-wal"));
+        let state = if file.exists() { look(&file) } else { CacheState::New };
+        CacheHealth { unwritable: unwritable(dir, &file), file, bytes, state }
+    }
+}
+
+fn look(file: &Path) -> CacheState {
+    let version = |connection: &rusqlite::Connection| {
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+    };
+    let counted = open_read_only(file, version).and_then(|(connection, version)| {
+        if version > VERSION {
+            return Ok(CacheState::Newer);
+        }
+        let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if found != "ok" {
+            return Ok(CacheState::Corrupt(found));
+        }
+        let count = |table: &str| {
+            let query = format!("SELECT count(*) FROM {table}");
+            connection.query_row(&query, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+        };
+        Ok(CacheState::Sound { folders: count("roots")?, files: count("files")? })
+    });
+    counted.unwrap_or_else(|error| match is_corrupt(&error) {
+        true => CacheState::Corrupt(error.to_string()),
+        false => CacheState::Unreadable(explain(&error)),
+    })
+}
+
+/// SQLite writes to the file, and makes others beside it.
+fn unwritable(dir: &Path, file: &Path) -> Option<String> {
+    if file.exists()
+        && let Err(error) = fs::File::options().append(true).open(file)
+    {
+        return Some(error.to_string());
+    }
+    let Some(there) = nearest_existing(dir) else { return Some("there is no such place".into()) };
+    try_writing(&there).err().map(|error| format!("{error}: {}", error.source))
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    fn state(dir: &Path) -> CacheState {
+        let health = HashCache::examine(dir);
+        assert_eq!(health.unwritable, None);
+        health.state
+    }
+
+    #[test]
+    fn every_state_is_told_and_nothing_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        assert_eq!(state(&dir.path().join("not/yet")), CacheState::New);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+
+        drop(HashCache::open(Some(dir.path())));
+        assert_eq!(state(dir.path()), CacheState::Sound { folders: 0, files: 0 });
+
+        let connection = Connection::open(&file).unwrap();
+        connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        connection.execute_batch("DROP TABLE roots").unwrap();
+        drop(connection);
+        assert_eq!(state(dir.path()), CacheState::Newer);
+
+        fs::write(&file, "this is no database, whatever its name may say of it".repeat(100))
+            .unwrap();
+        let before = fs::read(&file).unwrap();
+        let found = state(dir.path());
+        assert!(matches!(found, CacheState::Corrupt(_)), "{found:?}");
+        assert!(fs::read(&file).unwrap() == before, "it was written to");
+        assert!(
+            fs::read_dir(dir.path())
+                .unwrap()
+                .all(|entry| { !entry.unwrap().file_name().to_string_lossy().contains("corrupt") })
+        );
+    }
+
+    /// A page that nobody has looked at yet.
+    #[test]
+    fn damage_inside_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        drop(HashCache::open(Some(dir.path())));
+        let connection = Connection::open(&file).unwrap();
+        let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000)
+             INSERT INTO files SELECT 1, 'a/long/name/' || i, 1, 1, 1, 1, 1, 1, 1, x'00' FROM n;
+             PRAGMA wal_checkpoint(TRUNCATE)";
+        connection.execute_batch(rows).unwrap();
+        drop(connection);
+        assert_eq!(state(dir.path()), CacheState::Sound { folders: 0, files: 3000 });
+        let mut content = fs::read(&file).unwrap();
+        let middle = content.len() / 2 / 4096 * 4096;
+        content[middle..middle + 4096].fill(0xa5);
+        fs::write(&file, content).unwrap();
+        let found = state(dir.path());
+        assert!(matches!(found, CacheState::Corrupt(_)), "{found:?}");
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_to_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let health = HashCache::examine(&file.join("below"));
+        assert!(health.unwritable.is_some(), "{health:?}");
+    }
+}
