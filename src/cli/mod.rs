@@ -5,6 +5,7 @@ mod checkout;
 mod completions;
 mod config;
 mod conformance;
+mod doctor;
 mod exit;
 #[cfg(test)]
 mod fuzz;
@@ -95,6 +96,7 @@ enum Command {
     Store(store::Store),
     Cache(cache::Cache),
     Conformance(conformance::Conformance),
+    Doctor(doctor::Doctor),
     #[command(subcommand)]
     Token(token::Token),
     #[command(subcommand)]
@@ -126,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Store(command) => command.overrides(&mut overrides),
         Command::Cache(command) => command.overrides(&mut overrides),
         Command::Conformance(command) => command.overrides(&mut overrides),
+        Command::Doctor(command) => command.overrides(&mut overrides),
         Command::Status(_) | Command::Pause(_) | Command::Resume(_) => {}
         Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
     }
@@ -151,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Store(command) => block_on(command.run(&context)),
         Command::Cache(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
+        Command::Doctor(command) => block_on(command.run(&context)),
         Command::Token(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Completions(command) => command.run(),
