@@ -60,6 +60,20 @@ impl Lock {
         }
     }
 
+    /// Who holds the lock of this file, in words of its own; `None`: nobody, as far as can be known.
+    /// Nothing is written.
+    pub fn holder(path: &Path) -> Option<String> {
+        let mut file = File::open(path).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => {
+                let mut note = String::new();
+                let _ = file.read_to_string(&mut note);
+                Some(note.trim().to_owned())
+            }
+            Ok(()) | Err(TryLockError::Error(_)) => None,
+        }
+    }
+
     /// Takes the lock of a directory, too, where that can be had: nobody removes that by mistake, as
     /// they may the file, whose lock would be worth nothing then.
     ///
@@ -105,7 +119,11 @@ mod tests {
             Err(LockError::Held { note }) => assert_eq!(note, "pid 7"),
             other => panic!("{other:?}"),
         }
+        assert_eq!(Lock::holder(&path).as_deref(), Some("pid 7"));
         drop(first);
+        assert_eq!(Lock::holder(&path), None);
+        assert_eq!(std::fs::read(&path).unwrap(), b"pid 7", "it was written to");
+        assert_eq!(Lock::holder(&dir.path().join("none")), None);
         // The note was the first one's; it does not hold for the next.
         let _next = Lock::acquire(&path).unwrap();
         assert!(matches!(Lock::acquire(&path), Err(LockError::Held { note }) if note.is_empty()));

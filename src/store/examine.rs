@@ -3,10 +3,7 @@
 use std::path::Path;
 
 use super::{ModeError, Reserve, layout::Layout, materialize};
-use crate::{
-    disk::{Lock, LockError},
-    domain::report::LinkMode,
-};
+use crate::{disk::Lock, domain::report::LinkMode};
 
 impl Reserve {
     /// So many bytes, of a file system of this size.
@@ -20,14 +17,7 @@ impl Reserve {
 
 /// Who has the store in this directory open, in words of its own; `None`: nobody.
 pub fn holder(dir: &Path) -> Option<String> {
-    let file = Layout::new(dir).lock();
-    if !file.exists() {
-        return None;
-    }
-    match Lock::acquire(&file) {
-        Err(LockError::Held { note }) => Some(note),
-        _ => None,
-    }
+    Lock::holder(&Layout::new(dir).lock())
 }
 
 /// Tries whether checkouts can be made in this way in the store in this directory; `None` if there is no

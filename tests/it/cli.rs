@@ -24,6 +24,12 @@ impl Ran {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
     }
 
+    /// It did what it was asked to.
+    #[track_caller]
+    pub fn fails_not(&self) {
+        assert_eq!(self.code, 0, "{}", self.err);
+    }
+
     /// It failed with this code, and said why in one line, with all of this in it.
     #[track_caller]
     pub fn fails(&self, code: i32, says: &[&str]) {

@@ -17,6 +17,7 @@ mod conformance;
 mod crash;
 mod crash_upkeep;
 mod disk_full;
+mod doctor;
 mod faults;
 mod fuzz;
 mod layering;
