@@ -15,6 +15,7 @@ mod plan;
 mod progress;
 mod push;
 mod serve;
+mod service;
 mod session;
 mod settings;
 mod status;
@@ -98,6 +99,8 @@ enum Command {
     Conformance(conformance::Conformance),
     Doctor(doctor::Doctor),
     #[command(subcommand)]
+    Service(service::Service),
+    #[command(subcommand)]
     Token(token::Token),
     #[command(subcommand)]
     Config(config::Config),
@@ -130,7 +133,7 @@ pub fn main() -> ExitCode {
         Command::Conformance(command) => command.overrides(&mut overrides),
         Command::Doctor(command) => command.overrides(&mut overrides),
         Command::Status(_) | Command::Pause(_) | Command::Resume(_) => {}
-        Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
+        Command::Token(_) | Command::Config(_) | Command::Completions(_) | Command::Service(_) => {}
     }
     let settings = match Settings::load(cli.global.config.as_deref(), &overrides) {
         Ok(settings) => settings,
@@ -155,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Cache(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
         Command::Doctor(command) => block_on(command.run(&context)),
+        Command::Service(command) => command.run(&context),
         Command::Token(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Completions(command) => command.run(),
