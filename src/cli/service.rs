@@ -70,11 +70,7 @@ impl Service {
 fn install(context: &Context, force: bool) -> Result<Exit, Failure> {
     let settings = &context.settings;
     let text = unit_for(settings)?;
-    if settings.values.watch.folders.is_empty() {
-        let message = "there is nothing to watch; list folders in the configuration as watch.folders, \
-                       then run this again";
-        return Err(Failure::new(Exit::Usage, message));
-    }
+    refuse_idle(settings)?;
     // Before anything is written.
     systemctl(&["show", "--property=Version"])?;
     let file = unit_file()?;
@@ -111,6 +107,27 @@ fn install(context: &Context, force: bool) -> Result<Exit, Failure> {
     print(&format!("{UNIT} is enabled and runs; its log: journalctl --user -u {UNIT}"))?;
     print("it runs while you are logged in; to have it run always: loginctl enable-linger")?;
     Ok(Exit::Done)
+}
+
+/// What `farmhand watch` would refuse is better said now than in a log.
+fn refuse_idle(settings: &Settings) -> Result<(), Failure> {
+    let folders = &settings.values.watch.folders;
+    if folders.is_empty() {
+        let message = "there is nothing to watch; list folders in the configuration as watch.folders, \
+                       then run this again";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    match folders.iter().find(|folder| folder.server.is_none() && settings.server().is_none()) {
+        Some(folder) => Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{} has no server to be sent to; set server in the configuration, for all folders or \
+                 for this one",
+                folder.path.display()
+            ),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn uninstall(context: &Context, force: bool) -> Result<Exit, Failure> {
