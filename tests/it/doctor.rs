@@ -265,7 +265,7 @@ fn folders_that_cannot_be_used_are_named() {
     }
     let closed = home.path().join("closed");
     fs::create_dir(&closed).unwrap();
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
     // Root may read everything.
     if fs::read_dir(&closed).is_err() {
         let (_, checks) = home.doctor(&[closed.to_str().unwrap()], None);
