@@ -150,7 +150,7 @@ async fn examine(
     .await?;
     report.add([judge::cache(health.as_ref(), wanted)])?;
     report.add(space.map(|(space, dir)| judge::space(&dir, space)))?;
-    report.add(open_files())
+    report.add(open_files().map(judge::open_files))
 }
 
 /// The disk is asked on another thread, so that one that does not answer can be interrupted.
@@ -238,13 +238,10 @@ fn look(dir: &Path, polls: bool) -> Look {
     Look::Folder { system, polls, directories }
 }
 
-/// How many files this process may have open, where there is such a limit.
-fn open_files() -> Option<Check> {
+/// How many files this process may have open, if there is an end to that; `None` where it cannot be asked.
+fn open_files() -> Option<Option<u64>> {
     #[cfg(unix)]
-    {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        Some(judge::open_files(limit.current))
-    }
+    return Some(rustix::process::getrlimit(rustix::process::Resource::Nofile).current);
     #[cfg(not(unix))]
     None
 }

@@ -141,12 +141,16 @@ mod tests {
         connection.execute_batch(rows).unwrap();
         drop(connection);
         assert_eq!(state(dir.path()), CacheState::Sound { folders: 0, files: 3000 });
-        let mut content = fs::read(&file).unwrap();
-        let middle = content.len() / 2 / 4096 * 4096;
-        content[middle..middle + 4096].fill(0xa5);
-        fs::write(&file, content).unwrap();
-        let found = state(dir.path());
-        assert!(matches!(found, CacheState::Corrupt(_)), "{found:?}");
+        let sound = fs::read(&file).unwrap();
+        let middle = sound.len() / 2 / 4096 * 4096;
+        // A page; and the number of free pages, which nobody misses who only reads.
+        for (damaged, byte) in [(middle..middle + 4096, 0xa5), (39..40, 5)] {
+            let mut content = sound.clone();
+            content[damaged.clone()].fill(byte);
+            fs::write(&file, content).unwrap();
+            let found = state(dir.path());
+            assert!(matches!(found, CacheState::Corrupt(_)), "{damaged:?}: {found:?}");
+        }
     }
 
     #[test]
