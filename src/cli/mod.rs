@@ -14,6 +14,7 @@ mod plan;
 mod progress;
 mod push;
 mod serve;
+mod service;
 mod session;
 mod settings;
 mod status;
@@ -90,6 +91,8 @@ enum Command {
     Status(status::Status),
     Pause(status::Pause),
     Resume(status::Resume),
+    #[command(subcommand)]
+    Service(service::Service),
     Hash(hash::Hash),
     Serve(serve::Serve),
     Store(store::Store),
@@ -126,7 +129,7 @@ pub fn main() -> ExitCode {
         Command::Store(command) => command.overrides(&mut overrides),
         Command::Cache(command) => command.overrides(&mut overrides),
         Command::Conformance(command) => command.overrides(&mut overrides),
-        Command::Status(_) | Command::Pause(_) | Command::Resume(_) => {}
+        Command::Status(_) | Command::Pause(_) | Command::Resume(_) | Command::Service(_) => {}
         Command::Token(_) | Command::Config(_) | Command::Completions(_) => {}
     }
     let settings = match Settings::load(cli.global.config.as_deref(), &overrides) {
@@ -151,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Store(command) => block_on(command.run(&context)),
         Command::Cache(command) => block_on(command.run(&context)),
         Command::Conformance(command) => block_on(command.run(&context)),
+        Command::Service(command) => command.run(&context),
         Command::Token(command) => command.run(&context),
         Command::Config(command) => command.run(&context),
         Command::Completions(command) => command.run(),

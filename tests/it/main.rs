@@ -27,6 +27,7 @@ mod openapi;
 mod plan;
 mod races;
 mod server;
+mod service;
 mod shutdown;
 mod store;
 mod sync;
