@@ -243,8 +243,9 @@ fn a_connection_that_breaks_costs_a_question_and_no_file() {
     let (path, report) = client.checkout(client.scan(dir.path())).unwrap();
     assert!(report.retries >= 2, "{}", report.retries);
     assert!(tree(&server.storage().join("jobs").join(path)) == tree(dir.path()));
-    // All of these have come to pass.
-    assert!(proxy.connections.load(SeqCst) >= 6);
+    // The first uploads go side by side, so these have come to pass but for the last, which is for one
+    // that comes anew.
+    assert!(proxy.connections.load(SeqCst) >= 5);
 }
 
 #[test]

@@ -312,7 +312,7 @@ fn a_pause_holds_everything_back_and_is_told() {
     let (_, token) = agent.address();
     let mut events = agent.ask("events", &token).lines().map(Result::unwrap);
     assert!(events.any(|line| line == "event: status"));
-    assert!(farmhand(home).arg("pause").status().unwrap().success());
+    assert!(farmhand(home).arg("pause").output().unwrap().status.success());
     assert!(events.any(|line| line == r#"data: {"event":"paused"}"#));
     assert_eq!(agent.status()["paused"], true);
     write(&project, "new", "new");
@@ -321,7 +321,7 @@ fn a_pause_holds_everything_back_and_is_told() {
     assert_eq!(found, files(&project));
     write(&project, "newer", "newer");
     assert_eq!(server.status(b"newer"), "unknown");
-    assert!(farmhand(home).arg("resume").status().unwrap().success());
+    assert!(farmhand(home).arg("resume").output().unwrap().status.success());
     assert!(events.any(|line| line == r#"data: {"event":"resumed"}"#));
     server.until_status(b"newer", "stored");
     assert!(events.any(|line| line.contains(r#""state":"synced""#)));
