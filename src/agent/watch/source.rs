@@ -229,16 +229,41 @@ mod tests {
         let Watched { dir: _dir, root, ear, events } = watched();
         assert!(events.catch_up().await);
         assert!(ear.take().is_nothing());
-        for round in 0..50 {
-            let dir = root.join(format!("a{round}/b/c"));
-            fs::create_dir_all(&dir).unwrap();
+        for round in 0..10 {
+            // Each has to be watched before something in it is heard.
+            let dirs = (0..100).map(|dir| root.join(format!("a{round}/b{dir}/c")));
+            let dirs: Vec<_> = dirs.inspect(|dir| fs::create_dir_all(dir).unwrap()).collect();
             assert!(events.catch_up().await);
+            for dir in &dirs {
+                fs::write(dir.join("file"), "x").unwrap();
+            }
             assert!(!ear.take().is_nothing());
-            // Directories within new ones are watched by now.
-            fs::write(dir.join("file"), "x").unwrap();
+            assert!(events.catch_up().await);
+            let last = dirs.last().unwrap().join("file");
+            fs::write(&last, "y").unwrap();
             assert!(events.catch_up().await);
             let heard = ear.take();
-            assert!(heard.paths.contains(&dir.join("file")), "{heard:?}");
+            assert!(heard.more || heard.paths.contains(&last), "{heard:?}");
+            fs::remove_file(&last).unwrap();
+            assert!(events.catch_up().await);
+            assert!(ear.take().paths.contains(&last));
+        }
+    }
+
+    #[tokio::test]
+    async fn directories_that_were_made_are_watched_after_catching_up() {
+        let Watched { dir: _dir, root, ear, events } = watched();
+        for round in 0..50 {
+            let dirs = (0..100).map(|dir| root.join(format!("a{round}/b{dir}")));
+            let dirs: Vec<_> = dirs.inspect(|dir| fs::create_dir_all(dir).unwrap()).collect();
+            assert!(events.catch_up().await);
+            let file = dirs.last().unwrap().join("file");
+            fs::write(&file, "x").unwrap();
+            ear.take();
+            fs::remove_file(&file).unwrap();
+            assert!(events.catch_up().await);
+            let heard = ear.take();
+            assert!(heard.paths.contains(&file), "{round}: {heard:?}");
         }
     }
 
