@@ -446,6 +446,19 @@ fn a_barrier_without_an_agent_waits_or_says_what_is_missing() {
     let answer: Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!((&answer["stored"], &answer["uploaded_files"]), (&true.into(), &1.into()));
 
+    // One that comes later.
+    fs::create_dir(home.join("later")).unwrap();
+    let mut later = Restarted::new(&home.join("later"));
+    let log = home.join("wait.log");
+    let mut command = farmhand(home);
+    command.arg("wait").arg(&project).args(["--server", &later.url(), "--timeout", "60s", "-vv"]);
+    // Without retries of its own, so that it is the wait that goes on.
+    command.env("FARMHAND_UPLOAD_RETRIES", "0").stderr(fs::File::create(&log).unwrap());
+    let mut waiting = command.spawn().unwrap();
+    until(|| fs::read_to_string(&log).unwrap().contains("Unreachable"));
+    later.start();
+    assert!(waiting.wait().unwrap().success());
+
     // A server that takes connections, and never says anything.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", silent.local_addr().unwrap());
