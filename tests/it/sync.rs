@@ -243,9 +243,9 @@ fn a_connection_that_breaks_costs_a_question_and_no_file() {
     let (path, report) = client.checkout(client.scan(dir.path())).unwrap();
     assert!(report.retries >= 2, "{}", report.retries);
     assert!(tree(&server.storage().join("jobs").join(path)) == tree(dir.path()));
-    // The first uploads go side by side, so these have come to pass but for the last, which is for one
-    // that comes anew.
-    assert!(proxy.connections.load(SeqCst) >= 5);
+    // How many of these come to pass depends on how many connections are opened: at least one for each upload at
+    // once. `faults.rs` sees to the rest.
+    assert!(proxy.connections.load(SeqCst) >= 4);
 }
 
 #[test]
