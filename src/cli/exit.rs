@@ -52,6 +52,11 @@ impl Failure {
         Self { exit, message: message.into() }
     }
 
+    /// What the exit code will say.
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+
     /// Ends without a word.
     pub fn silent() -> Self {
         Self::new(Exit::Failed, "")

@@ -318,7 +318,6 @@ fn unit(program: &str, config: Option<&str>) -> Option<String> {
 
 [Unit]
 Description=Keep project folders uploaded to the render farm (farmhand watch)
-Documentation=https://flamenco.blender.org/usage/shared-storage/shaman/
 
 [Service]
 Type=notify

@@ -51,7 +51,7 @@ pub(super) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// How many files to send at once
+    /// How many files to send at once, at most
     #[arg(long, value_name = "N")]
     parallel: Option<u32>,
 

@@ -119,7 +119,17 @@ impl Wait {
             let scans = &session.scans;
             let (scanner, progress) = (scans.scanner.clone(), scans.progress.clone());
             let options = context.settings.sync_options();
-            let report = agent::sync(&mut session.client, scan, scanner, progress, options).await?;
+            let synced = agent::sync(&mut session.client, scan, scanner, progress, options).await;
+            let report = match synced.map_err(Failure::from) {
+                Ok(report) => report,
+                // There is time for it to come back.
+                Err(failure) if failure.exit() == Exit::Unreachable && self.timeout.is_some() => {
+                    tracing::debug!("{failure:?}");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
             if self.timeout.is_none() || !report.skipped.iter().any(moving) {
                 return Ok(report);
             }

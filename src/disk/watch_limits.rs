@@ -5,6 +5,9 @@ use std::path::Path;
 /// What is asked for at least: what distributions that have raised the limit have raised it to.
 const USUAL_WATCHES: u64 = 524_288;
 
+/// The same, of watchers.
+const USUAL_WATCHERS: u64 = 1024;
+
 /// The limits of inotify for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchLimits {
@@ -41,16 +44,25 @@ impl WatchLimits {
     }
 
     /// How to raise the limit so that this many directories take at most half of it.
-    pub fn advice(&self, needed: u64) -> String {
+    pub fn more_watches(&self, needed: u64) -> String {
         let most = i32::MAX.cast_unsigned().into();
         let room = needed.saturating_mul(2).max(self.max_user_watches.saturating_add(1));
         let enough = room.checked_next_power_of_two().unwrap_or(most).clamp(USUAL_WATCHES, most);
-        format!(
-            "sudo sysctl fs.inotify.max_user_watches={enough}\n\
-             and, to keep it, put the line fs.inotify.max_user_watches={enough} into \
-             /etc/sysctl.d/60-farmhand.conf"
-        )
+        sysctl("fs.inotify.max_user_watches", enough)
     }
+
+    /// How to raise the limit so that there is room for this many watchers of ours.
+    pub fn more_watchers(&self, needed: u64) -> String {
+        let room = needed.max(self.max_user_instances).saturating_mul(2);
+        sysctl("fs.inotify.max_user_instances", room.max(USUAL_WATCHERS))
+    }
+}
+
+fn sysctl(name: &str, value: u64) -> String {
+    format!(
+        "sudo sysctl {name}={value}\n\
+         and, to keep it, put the line {name}={value} into /etc/sysctl.d/60-farmhand.conf"
+    )
 }
 
 /// How many directories are watched to watch this one: itself and all below, links not followed. Stops
@@ -106,7 +118,7 @@ mod tests {
             (1 << 20, 1, 2 << 20),
             (u64::MAX, u64::MAX, 2_147_483_647),
         ] {
-            let advice = limits(have).advice(needed);
+            let advice = limits(have).more_watches(needed);
             let line = format!("sudo sysctl fs.inotify.max_user_watches={advised}\n");
             assert!(advice.starts_with(&line), "{have} {needed}: {advice}");
             assert!(advice.contains(&format!("={advised} into /etc/sysctl.d/")), "{advice}");

@@ -243,8 +243,9 @@ fn a_connection_that_breaks_costs_a_question_and_no_file() {
     let (path, report) = client.checkout(client.scan(dir.path())).unwrap();
     assert!(report.retries >= 2, "{}", report.retries);
     assert!(tree(&server.storage().join("jobs").join(path)) == tree(dir.path()));
-    // All of these have come to pass.
-    assert!(proxy.connections.load(SeqCst) >= 6);
+    // How many of these come to pass depends on how many connections are opened: at least one for each upload at
+    // once. `faults.rs` sees to the rest.
+    assert!(proxy.connections.load(SeqCst) >= 4);
 }
 
 #[test]

@@ -312,7 +312,7 @@ fn a_pause_holds_everything_back_and_is_told() {
     let (_, token) = agent.address();
     let mut events = agent.ask("events", &token).lines().map(Result::unwrap);
     assert!(events.any(|line| line == "event: status"));
-    assert!(farmhand(home).arg("pause").status().unwrap().success());
+    assert!(farmhand(home).arg("pause").output().unwrap().status.success());
     assert!(events.any(|line| line == r#"data: {"event":"paused"}"#));
     assert_eq!(agent.status()["paused"], true);
     write(&project, "new", "new");
@@ -321,7 +321,7 @@ fn a_pause_holds_everything_back_and_is_told() {
     assert_eq!(found, files(&project));
     write(&project, "newer", "newer");
     assert_eq!(server.status(b"newer"), "unknown");
-    assert!(farmhand(home).arg("resume").status().unwrap().success());
+    assert!(farmhand(home).arg("resume").output().unwrap().status.success());
     assert!(events.any(|line| line == r#"data: {"event":"resumed"}"#));
     server.until_status(b"newer", "stored");
     assert!(events.any(|line| line.contains(r#""state":"synced""#)));
@@ -445,6 +445,19 @@ fn a_barrier_without_an_agent_waits_or_says_what_is_missing() {
     assert!(done.status.success(), "{done:?}");
     let answer: Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!((&answer["stored"], &answer["uploaded_files"]), (&true.into(), &1.into()));
+
+    // One that comes later.
+    fs::create_dir(home.join("later")).unwrap();
+    let mut later = Restarted::new(&home.join("later"));
+    let log = home.join("wait.log");
+    let mut command = farmhand(home);
+    command.arg("wait").arg(&project).args(["--server", &later.url(), "--timeout", "60s", "-vv"]);
+    // Without retries of its own, so that it is the wait that goes on.
+    command.env("FARMHAND_UPLOAD_RETRIES", "0").stderr(fs::File::create(&log).unwrap());
+    let mut waiting = command.spawn().unwrap();
+    until(|| fs::read_to_string(&log).unwrap().contains("Unreachable"));
+    later.start();
+    assert!(waiting.wait().unwrap().success());
 
     // A server that takes connections, and never says anything.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use crate::{disk::Fingerprint, domain::RelPath};
 
 /// So many times what a look costs is nothing done after it, unless somebody waits for it.
-const REST: u32 = 20;
+const REST: u32 = 5;
 
 /// How a folder is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,9 +190,9 @@ mod tests {
     fn looks_take_a_small_part_of_the_time() {
         let mut debouncer = Debouncer::new(RHYTHM, Duration::ZERO);
         debouncer.begin(Duration::ZERO);
-        debouncer.ended(Duration::ZERO, 300 * MS, true);
+        debouncer.ended(Duration::ZERO, 1_000 * MS, true);
         debouncer.hint(Duration::ZERO);
-        assert_eq!(debouncer.due(), 6_000 * MS);
+        assert_eq!(debouncer.due(), 5_000 * MS);
         debouncer.look_at(100 * MS);
         assert_eq!(debouncer.due(), 100 * MS, "but not if somebody waits");
     }
@@ -268,7 +268,7 @@ mod tests {
             }
             for hint in &hints {
                 let look = looks.iter().find(|look| **look >= *hint * MS);
-                let most = RHYTHM.max_delay * 2 + 400 * MS;
+                let most = RHYTHM.max_delay + 400 * MS * (1 + REST);
                 prop_assert!(look.is_some_and(|look| *look <= *hint * MS + most), "{hint}: {looks:?}");
             }
             prop_assert!(looks.len() <= 1 + hints.len());

@@ -26,7 +26,9 @@ use crate::{
         upload::Line,
     },
     client::Shaman,
-    disk::{DirectoryId, FileSystem, Fingerprint, unix_ns, written_to},
+    disk::{
+        DirectoryId, FileSystem, Fingerprint, WatchLimits, unix_ns, watches_needed, written_to,
+    },
     domain::{BlobId, RelPath},
     exec::Exec,
     meter::Progress,
@@ -292,10 +294,7 @@ impl Folder {
             if system.is_remote {
                 return Err(remote(&system.name));
             }
-            Events::start(&root, &marks, ear).map_err(|error| match error {
-                NoEvents::Limit => limit_reached(),
-                NoEvents::Other(reason) => format!("the system tells of no changes ({reason})"),
-            })
+            Events::start(&root, &marks, ear).map_err(|error| no_events(&error, &root))
         });
         started.await
     }
@@ -717,10 +716,16 @@ fn remote(name: &str) -> String {
     format!("{name} is a network disk or the like, where nobody tells of all changes")
 }
 
-fn limit_reached() -> String {
-    "the limit of watches is reached (raise it with `sudo sysctl fs.inotify.max_user_watches=1048576 \
-     fs.inotify.max_user_instances=1024`, and put these into a file in /etc/sysctl.d/ to keep them)"
-        .into()
+/// Why there are no events, and what can be done about it.
+fn no_events(error: &NoEvents, root: &Path) -> String {
+    const MOST: u64 = 1_000_000;
+    let raise = WatchLimits::read().and_then(|limits| match error {
+        NoEvents::Watches => Some(limits.more_watches(watches_needed(root, MOST))),
+        NoEvents::Watchers => Some(limits.more_watchers(1)),
+        NoEvents::Other(_) => None,
+    });
+    let raise = raise.map(|raise| format!(" ({})", raise.replace('\n', "; ")));
+    format!("the system tells of no changes: {error}{}", raise.unwrap_or_default())
 }
 
 /// Doubles with each failure; the upper half is left to chance.

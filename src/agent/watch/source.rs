@@ -123,9 +123,12 @@ impl Ear {
 /// Why there are no events.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoEvents {
-    /// The limit of watches is reached.
-    #[error("the limit of watches is reached")]
-    Limit,
+    /// The limit of directories that a user may watch is reached.
+    #[error("the limit of watched directories is reached")]
+    Watches,
+    /// The limit of watchers that a user may have is reached, or that of open files.
+    #[error("the limit of watchers is reached")]
+    Watchers,
     /// Something else.
     #[error("{0}")]
     Other(String),
@@ -135,11 +138,11 @@ impl From<notify::Error> for NoEvents {
     fn from(error: notify::Error) -> Self {
         // inotify_add_watch(2) says ENOSPC, inotify_init(2) EMFILE.
         match &error.kind {
-            notify::ErrorKind::MaxFilesWatch => Self::Limit,
+            notify::ErrorKind::MaxFilesWatch => Self::Watches,
             notify::ErrorKind::Io(source)
                 if cfg!(target_os = "linux") && source.raw_os_error() == Some(24) =>
             {
-                Self::Limit
+                Self::Watchers
             }
             _ => Self::Other(error.to_string()),
         }
@@ -229,16 +232,41 @@ mod tests {
         let Watched { dir: _dir, root, ear, events } = watched();
         assert!(events.catch_up().await);
         assert!(ear.take().is_nothing());
-        for round in 0..50 {
-            let dir = root.join(format!("a{round}/b/c"));
-            fs::create_dir_all(&dir).unwrap();
+        for round in 0..10 {
+            // Each has to be watched before something in it is heard.
+            let dirs = (0..100).map(|dir| root.join(format!("a{round}/b{dir}/c")));
+            let dirs: Vec<_> = dirs.inspect(|dir| fs::create_dir_all(dir).unwrap()).collect();
             assert!(events.catch_up().await);
+            for dir in &dirs {
+                fs::write(dir.join("file"), "x").unwrap();
+            }
             assert!(!ear.take().is_nothing());
-            // Directories within new ones are watched by now.
-            fs::write(dir.join("file"), "x").unwrap();
+            assert!(events.catch_up().await);
+            let last = dirs.last().unwrap().join("file");
+            fs::write(&last, "y").unwrap();
             assert!(events.catch_up().await);
             let heard = ear.take();
-            assert!(heard.paths.contains(&dir.join("file")), "{heard:?}");
+            assert!(heard.more || heard.paths.contains(&last), "{heard:?}");
+            fs::remove_file(&last).unwrap();
+            assert!(events.catch_up().await);
+            assert!(ear.take().paths.contains(&last));
+        }
+    }
+
+    #[tokio::test]
+    async fn directories_that_were_made_are_watched_after_catching_up() {
+        let Watched { dir: _dir, root, ear, events } = watched();
+        for round in 0..50 {
+            let dirs = (0..100).map(|dir| root.join(format!("a{round}/b{dir}")));
+            let dirs: Vec<_> = dirs.inspect(|dir| fs::create_dir_all(dir).unwrap()).collect();
+            assert!(events.catch_up().await);
+            let file = dirs.last().unwrap().join("file");
+            fs::write(&file, "x").unwrap();
+            ear.take();
+            fs::remove_file(&file).unwrap();
+            assert!(events.catch_up().await);
+            let heard = ear.take();
+            assert!(heard.paths.contains(&file), "{round}: {heard:?}");
         }
     }
 

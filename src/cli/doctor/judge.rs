@@ -339,19 +339,10 @@ pub(super) fn watch_limits(limits: &WatchLimits, folders: &[FolderFacts]) -> Che
         false => format!("{found}; {needed} directories and {watchers} watchers are needed"),
     };
     if limits.is_scarce(needed) {
-        return Check::warn(NAME, found, limits.advice(needed));
+        return Check::warn(NAME, found, limits.more_watches(needed));
     }
     if watchers > max_user_instances / 2 {
-        let enough = (watchers * 2).max(1024);
-        return Check::warn(
-            NAME,
-            found,
-            format!(
-                "sudo sysctl fs.inotify.max_user_instances={enough}\n\
-                 and, to keep it, put the line fs.inotify.max_user_instances={enough} into \
-                 /etc/sysctl.d/60-farmhand.conf"
-            ),
-        );
+        return Check::warn(NAME, found, limits.more_watchers(watchers));
     }
     Check::ok(NAME, found)
 }
