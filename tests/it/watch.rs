@@ -21,7 +21,17 @@ struct AgentProcess {
 
 impl AgentProcess {
     fn start(home: &Path, dirs: &[&Path], url: &str, more: &[&str]) -> Self {
-        let mut command = farmhand(home);
+        Self::start_by(farmhand(home), home, dirs, url, more)
+    }
+
+    /// The command ends in calling farmhand.
+    fn start_by(
+        mut command: Command,
+        home: &Path,
+        dirs: &[&Path],
+        url: &str,
+        more: &[&str],
+    ) -> Self {
         fs::create_dir_all(home.join("run")).unwrap();
         command.arg("watch").args(dirs).args(["--server", url]).args(more);
         for (name, value) in [("QUIET", "100ms"), ("MAX_DELAY", "1s")] {
@@ -368,6 +378,71 @@ fn where_nothing_is_heard_of_changes_it_polls_and_says_so() {
         let found = checked_out(home, &project, &server.url(), &server.storage());
         assert_eq!(found, files(&project));
     }
+}
+
+/// In a user namespace, everybody may have a limit of their own.
+#[cfg(target_os = "linux")]
+#[test]
+fn at_the_limit_of_watches_it_polls_says_how_to_raise_it_and_hears_again_when_that_is_done() {
+    const LIMIT: &str = "/proc/sys/user/max_inotify_watches";
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let mut trial = Command::new("unshare");
+    trial.args(["-Ur", "sh", "-c", &format!("echo 9 >{LIMIT}")]);
+    if !trial.output().is_ok_and(|output| output.status.success()) {
+        eprintln!("not tested: there are no user namespaces here");
+        return;
+    }
+    let project = home.join("project");
+    for number in 0..20 {
+        write(&project, &format!("{number}/file"), &format!("x{number}"));
+    }
+    let config = home.join("farmhand.toml");
+    let text = "[watch]\npoll_every = \"200ms\"\nrescan_every = \"1s\"\n";
+    fs::write(&config, text).unwrap();
+    let server = TestServer::start();
+
+    let farmhand = farmhand(home);
+    let mut command = Command::new("unshare");
+    for (name, value) in farmhand.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let raised = home.join("raised");
+    let script = format!(
+        "echo 9 >{LIMIT}
+         {{ for i in $(seq 1200); do test -e '{}' && echo 999 >{LIMIT} && break; sleep 0.05; done; }} &
+         exec '{}' \"$@\"",
+        raised.display(),
+        farmhand.get_program().display(),
+    );
+    command.args(["-Ur", "sh", "-c", &script, "sh"]);
+    let more = ["--config", config.to_str().unwrap()];
+    let agent = AgentProcess::start_by(command, home, &[&project], &server.url(), &more);
+    agent.until_state("synced");
+    let watch = agent.folder()["watch"].clone();
+    assert_eq!(watch["mode"], "poll", "{watch}");
+    let reason = watch["reason"].as_str().unwrap();
+    assert!(reason.contains("sudo sysctl fs.inotify.max_user_watches="), "{reason}");
+    assert!(agent.log().contains(reason), "{}", agent.log());
+    write(&project, "7/new", "new");
+    server.until_status(b"new", "stored");
+
+    fs::write(&raised, "").unwrap();
+    until(|| agent.folder()["watch"]["mode"] == "events");
+    write(&project, "7/newer", "newer");
+    server.until_status(b"newer", "stored");
+    assert_eq!(agent.log().matches("limit").count(), 1, "{}", agent.log());
+
+    // It can be reached at any time.
+    for number in 0..1000 {
+        fs::create_dir_all(project.join(format!("more/{number}"))).unwrap();
+    }
+    write(&project, "more/999/last", "last");
+    server.until_status(b"last", "stored");
+    until(|| agent.folder()["watch"]["mode"] == "poll");
 }
 
 #[test]

@@ -118,6 +118,8 @@ pub(super) struct Folder {
     stop: Arc<AtomicBool>,
     ear: Arc<Ear>,
     events: Mutex<Option<Arc<Events>>>,
+    /// There would be events if a limit of the system were raised.
+    is_limited: AtomicBool,
     marks: PathBuf,
     settling: Mutex<Settling>,
     state: Mutex<State>,
@@ -164,6 +166,7 @@ impl Folder {
             stop,
             ear: Arc::default(),
             events: Mutex::default(),
+            is_limited: AtomicBool::new(false),
             marks,
             settling: Mutex::default(),
             state: Mutex::new(State {
@@ -267,34 +270,48 @@ impl Folder {
     /// Begins to hear of changes, or says why it polls.
     async fn watch(&self) {
         lock(&self.events).take();
-        let mode = match self.try_watch().await {
+        let started = self.try_watch().await;
+        self.is_limited.store(matches!(started, Err(Deaf { is_limit: true, .. })), Relaxed);
+        let mode = match started {
             Ok(events) => {
                 *lock(&self.events) = Some(Arc::new(events));
                 WatchMode::Events
             }
-            Err(reason) => {
+            Err(Deaf { reason, .. }) => {
                 let every_s = self.options.rhythm.poll_every.as_secs();
+                WatchMode::Poll { every_s, reason }
+            }
+        };
+        let before = std::mem::replace(&mut self.state().watch, mode.clone());
+        match mode {
+            WatchMode::Poll { every_s, reason } if !before.polls_because(&reason) => {
                 tracing::warn!(
                     "{}: {reason}: it is looked at every {every_s} s instead",
                     self.root.display()
                 );
-                WatchMode::Poll { every_s, reason }
             }
-        };
-        self.state().watch = mode;
+            WatchMode::Events if matches!(before, WatchMode::Poll { .. }) => {
+                tracing::info!("{}: changes are heard of now", self.root.display());
+            }
+            _ => {}
+        }
     }
 
-    async fn try_watch(&self) -> Result<Events, String> {
+    async fn try_watch(&self) -> Result<Events, Deaf> {
+        let deaf = |reason: String| Deaf { reason, is_limit: false };
         if self.options.poll {
-            return Err("polling is what the configuration asks for".into());
+            return Err(deaf("polling is what the configuration asks for".into()));
         }
         let (root, marks, ear) = (self.root.clone(), self.marks.clone(), self.ear.clone());
         let started = self.exec.blocking(move || {
-            let system = FileSystem::of(&root).map_err(|error| error.to_string())?;
+            let system = FileSystem::of(&root).map_err(|error| deaf(error.to_string()))?;
             if system.is_remote {
-                return Err(remote(&system.name));
+                return Err(deaf(remote(&system.name)));
             }
-            Events::start(&root, &marks, ear).map_err(|error| no_events(&error, &root))
+            Events::start(&root, &marks, ear).map_err(|error| Deaf {
+                reason: no_events(&error, &root),
+                is_limit: !matches!(error, NoEvents::Other(_)),
+            })
         });
         started.await
     }
@@ -437,6 +454,10 @@ impl Folder {
         if full {
             // The server may have lost what it had.
             self.state().stored.clear();
+            // Somebody may have raised it.
+            if self.is_limited.load(Relaxed) {
+                self.watch().await;
+            }
         }
         let looked = self.look(false).await;
         let now = self.now();
@@ -714,6 +735,13 @@ fn candidates(survey: &scan::Survey, root: &Path) -> Vec<Candidate> {
 
 fn remote(name: &str) -> String {
     format!("{name} is a network disk or the like, where nobody tells of all changes")
+}
+
+/// Why changes are not heard of.
+struct Deaf {
+    reason: String,
+    /// There would be events if a limit were raised.
+    is_limit: bool,
 }
 
 /// Why there are no events, and what can be done about it.

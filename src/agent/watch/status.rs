@@ -94,6 +94,13 @@ pub enum WatchMode {
     },
 }
 
+impl WatchMode {
+    /// Whether it polls, and for this reason.
+    pub(super) fn polls_because(&self, why: &str) -> bool {
+        matches!(self, Self::Poll { reason, .. } if reason == why)
+    }
+}
+
 /// An upload under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadStatus {
