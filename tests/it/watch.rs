@@ -11,7 +11,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::common::{ServerProcess, TestServer, farmhand, tree, until};
+use crate::{
+    common::{ServerProcess, TestServer, farmhand, tree, until},
+    metrics::scrape,
+};
 
 /// `farmhand watch`, in a process of its own, that does not wait long for quiet.
 struct AgentProcess {
@@ -222,7 +225,7 @@ impl Restarted {
 }
 
 #[test]
-fn a_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
+fn ten_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let project = home.join("project");
@@ -241,7 +244,7 @@ fn a_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
         let parts: Vec<_> = (0..depth).map(|_| format!("n{}", random.u8(0..6))).collect();
         parts.join("/")
     };
-    for step in 0..1_000 {
+    for step in 0..10_000 {
         let path = project.join(name(&mut random));
         // What is in the way of one change is what others make: some fail.
         let _ = match random.u8(0..10) {
@@ -256,10 +259,10 @@ fn a_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
             _ => fs::create_dir_all(path.parent().unwrap())
                 .and_then(|()| fs::write(&path, format!("{step} {}", random.u8(0..50)))),
         };
-        if step == 300 || step == 700 {
+        if step % 4_000 == 3_000 {
             server.kill();
         }
-        if step == 400 || step == 800 {
+        if step % 4_000 == 3_900 {
             server.start();
         }
     }
@@ -277,6 +280,41 @@ fn a_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
     assert_eq!(answer["uploaded_files"], 0, "{answer}");
     let path = server.storage.join("jobs").join(answer["checkout_path"].as_str().unwrap());
     assert_eq!(files(&path), files(&project));
+}
+
+/// Two artists have mostly the same in their folders.
+#[test]
+fn what_two_agents_have_both_is_sent_once() {
+    let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let server = TestServer::start();
+    for (own, home) in homes.iter().enumerate() {
+        for number in 0..300 {
+            let content = format!("{number:04}").repeat(1 + number * 100);
+            write(&home.path().join("project"), &format!("shared/{number}"), &content);
+            write(
+                &home.path().join("project"),
+                &format!("own/{number}"),
+                &format!("{own} {number}"),
+            );
+        }
+    }
+    let agents = homes.each_ref().map(|home| {
+        let home = home.path();
+        AgentProcess::start(home, &[&home.join("project")], &server.url(), &[])
+    });
+    for agent in &agents {
+        agent.until_state("synced");
+    }
+    let count =
+        |outcome| scrape(&server)[&format!("farmhand_uploads_total{{outcome=\"{outcome}\"}}")];
+    // Distinct contents, and none whose bytes came twice.
+    assert_eq!(count("stored"), 900.0);
+    assert_eq!(count("absorbed"), 0.0);
+    for home in &homes {
+        let project = home.path().join("project");
+        let found = checked_out(home.path(), &project, &server.url(), &server.storage());
+        assert_eq!(found, files(&project));
+    }
 }
 
 #[test]
