@@ -11,6 +11,7 @@ mod exit;
 mod fuzz;
 mod hash;
 mod logging;
+mod memory;
 mod plan;
 mod progress;
 mod push;
@@ -143,6 +144,9 @@ pub fn main() -> ExitCode {
     let is_server = matches!(cli.command, Command::Serve(_) | Command::Watch(_));
     let logs = logging::init(log_format, cli.global.verbose, cli.global.quiet, is_server);
     let context = Context { settings, json: cli.global.json, logs };
+    if let Command::Watch(_) = cli.command {
+        memory::share_between_threads();
+    }
     let result = match cli.command {
         Command::Checkout(command) => block_on(command.run(&context)),
         Command::Push(command) => block_on(command.run(&context)),
