@@ -1,6 +1,7 @@
 //! `farmhand wait DIR`: a barrier.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -18,8 +19,7 @@ use super::{
 };
 use crate::{
     agent::{self, SyncReport},
-    domain::BlobStatus,
-    scan::{SkipReason, Skipped},
+    scan::{ScannedFile, SkipReason, Skipped},
 };
 
 /// How many missing files are named.
@@ -27,6 +27,17 @@ const NAMED: usize = 20;
 
 /// How long between looks at files that are being written.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the server may take to say what it lacks, after all that time in vain.
+const LAST_QUESTION: Duration = Duration::from_secs(2);
+
+/// Why it was in vain.
+#[derive(Clone, Copy)]
+enum Why {
+    NotRead,
+    Missing,
+    NoAnswer,
+}
 
 /// Wait until everything in a folder, as it is now, is stored on the server
 ///
@@ -67,26 +78,32 @@ impl Wait {
         let start = Instant::now();
         Session::run(context, async |session| {
             let client = session.client.clone();
-            let mut scanned = Vec::new();
+            let mut scanned = None;
             let work = self.until_stored(context, session, &mut scanned);
             let timeout = self.timeout.unwrap_or(Duration::MAX);
             let result = match tokio::time::timeout(timeout, work).await {
                 Ok(result) => result?,
                 Err(_) => {
+                    let was_scanned = scanned.is_some();
+                    let scanned: Vec<ScannedFile> = scanned.unwrap_or_default();
                     // What is missing now, if the server can still say that.
                     let mut client = client;
                     let asked = agent::lacking(&mut client, &scanned);
-                    let missing = match tokio::time::timeout(AGAIN * 10, asked).await {
-                        Ok(Ok(missing)) => missing,
-                        _ => {
-                            scanned.iter().map(|file| (file.blob(), BlobStatus::Unknown)).collect()
-                        }
+                    let missing = tokio::time::timeout(LAST_QUESTION, asked).await;
+                    // Without a file there is no question.
+                    let is_answered = !scanned.is_empty() && matches!(missing, Ok(Ok(_)));
+                    let missing: HashSet<_> = match missing {
+                        Ok(Ok(missing)) => missing.into_iter().map(|(id, _)| id).collect(),
+                        _ => scanned.iter().map(ScannedFile::blob).collect(),
                     };
-                    let missing: std::collections::HashSet<_> =
-                        missing.into_iter().map(|(id, _)| id).collect();
                     let files = scanned.iter().filter(|file| missing.contains(&file.blob()));
-                    let missing: Vec<String> = files.map(|file| file.path.to_string()).collect();
-                    return self.timed_out(context, missing, scanned.is_empty());
+                    let missing = files.map(|file| file.path.to_string()).collect();
+                    let why = match (was_scanned, is_answered) {
+                        (false, _) => Why::NotRead,
+                        (true, true) => Why::Missing,
+                        (true, false) => Why::NoAnswer,
+                    };
+                    return self.timed_out(context, missing, why);
                 }
             };
             if context.json {
@@ -108,14 +125,14 @@ impl Wait {
         &self,
         context: &Context,
         session: &mut Session,
-        scanned: &mut Vec<crate::scan::ScannedFile>,
+        scanned: &mut Option<Vec<ScannedFile>>,
     ) -> Result<SyncReport, Failure> {
         let moving = |skipped: &Skipped| {
             matches!(skipped.reason, SkipReason::Unstable | SkipReason::Vanished)
         };
         loop {
             let scan = session.scan(context, &self.dir).await?;
-            scanned.clone_from(&scan.files);
+            *scanned = Some(scan.files.clone());
             let scans = &session.scans;
             let (scanner, progress) = (scans.scanner.clone(), scans.progress.clone());
             let options = context.settings.sync_options();
@@ -141,20 +158,24 @@ impl Wait {
         &self,
         context: &Context,
         missing: Vec<String>,
-        was_not_scanned: bool,
+        why: Why,
     ) -> Result<Exit, Failure> {
         let (dir, count) = (self.dir.display(), missing.len());
-        let message = if was_not_scanned {
-            format!("waited in vain: {dir} is still being read; give it more time")
-        } else {
-            let mut named = missing[..count.min(NAMED)].join(", ");
-            if count > NAMED {
-                named.push_str(", …");
+        let mut named = missing[..count.min(NAMED)].join(", ");
+        if count > NAMED {
+            named.push_str(", …");
+        }
+        let message = match why {
+            Why::NotRead => format!("{dir} is still being read; give it more time"),
+            Why::Missing => {
+                format!("{count} files of {dir} are not on the server: {named}; give it more time")
             }
-            format!(
-                "waited in vain: {count} files of {dir} are not on the server: {named}; give it more time"
-            )
+            Why::NoAnswer => format!(
+                "the server does not answer, and may lack all {count} files of {dir}; check that it runs \
+                 and that --server is right, `farmhand doctor` helps"
+            ),
         };
+        let message = format!("waited in vain: {message}");
         if context.json {
             print_json(&Answer {
                 schema: "farmhand.wait/1",

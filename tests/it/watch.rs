@@ -581,5 +581,17 @@ fn a_barrier_without_an_agent_waits_or_says_what_is_missing() {
     assert_eq!(answer["stored"], false);
     assert_eq!(answer["missing"], serde_json::json!(["file"]));
     let said = String::from_utf8_lossy(&late.stderr).into_owned();
-    assert!(said.contains("1 files") && said.contains("not on the server: file"), "{said}");
+    assert!(said.contains("the server does not answer, and may lack all 1 files"), "{said}");
+
+    // One that is being sent by somebody who does not come to an end.
+    write(&project, "held", "sent by another");
+    let mut other = server.connect();
+    other.half_upload(b"sent by another", "");
+    server.until_status(b"sent by another", "uploading");
+    let late = wait(&server.url(), "2s");
+    assert_eq!(late.status.code(), Some(8), "{late:?}");
+    let answer: Value = serde_json::from_slice(&late.stdout).unwrap();
+    assert_eq!(answer["missing"], serde_json::json!(["held"]));
+    let said = String::from_utf8_lossy(&late.stderr).into_owned();
+    assert!(said.contains("1 files") && said.contains("not on the server: held"), "{said}");
 }
