@@ -65,6 +65,12 @@ impl AgentProcess {
         until(|| self.folder()["state"] == expected);
     }
 
+    /// How many files, connections and the like it has open; none where that cannot be counted.
+    fn handles(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        open.map_or(0, Iterator::count)
+    }
+
     /// Where it listens, and its token.
     fn address(&self) -> (String, String) {
         let path = format!("run/farmhand/agents/{}.agent", self.child.id());
@@ -237,6 +243,7 @@ fn ten_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
     agent.until_state("retrying");
     server.start();
     agent.until_state("synced");
+    let handles_before = agent.handles();
 
     let mut random = fastrand::Rng::with_seed(7);
     let name = |random: &mut fastrand::Rng| {
@@ -280,6 +287,9 @@ fn ten_thousand_changes_while_the_server_comes_and_goes_are_all_stored() {
     assert_eq!(answer["uploaded_files"], 0, "{answer}");
     let path = server.storage.join("jobs").join(answer["checkout_path"].as_str().unwrap());
     assert_eq!(files(&path), files(&project));
+    // Connections that are kept for the next upload, and no more.
+    let handles = agent.handles();
+    assert!(handles <= handles_before + 32, "{handles_before} handles became {handles}");
 }
 
 /// Two artists have mostly the same in their folders.
