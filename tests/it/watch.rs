@@ -513,6 +513,31 @@ fn a_folder_that_goes_is_waited_for() {
 }
 
 #[test]
+fn another_directory_in_the_place_of_the_folder_is_not_taken_for_it() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let (project, other) = (home.join("project"), home.join("other"));
+    write(&project, "file", "one");
+    write(&other, "file", "two");
+    let server = TestServer::start();
+    let agent = AgentProcess::start(home, &[&project], &server.url(), &[]);
+    agent.until_state("synced");
+    let check = || {
+        let made = checked_out(home, &project, &server.url(), &server.storage());
+        assert_eq!(made, files(&project));
+    };
+    check();
+    // What is watched is the directory, not its name: until the agent notices, it hears of the old one.
+    fs::rename(&project, home.join("old")).unwrap();
+    fs::rename(&other, &project).unwrap();
+    check();
+    for content in ["three", "four", "five"] {
+        write(&project, "file", content);
+        check();
+    }
+}
+
+#[test]
 fn folders_of_the_configuration_have_settings_of_their_own() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();

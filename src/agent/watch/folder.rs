@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -83,8 +83,8 @@ struct Known {
     scan: Arc<Scan>,
     /// Events heard before it began.
     count: u64,
-    /// Whether all files are in it.
-    is_whole: bool,
+    /// Who hears whatever makes it untrue; nobody, if not all files are in it.
+    heard_by: Weak<Events>,
     /// Files that can change unheard.
     shared: Vec<RelPath>,
 }
@@ -507,9 +507,9 @@ impl Folder {
     /// more than a slice.
     async fn look(&self, all: bool) -> Result<Looked, ScanError> {
         let events = lock(&self.events).clone();
-        let is_heard = match events {
-            Some(events) => events.catch_up().await,
-            None => false,
+        let heard_by = match events {
+            Some(events) if events.catch_up().await => Arc::downgrade(&events),
+            _ => Weak::new(),
         };
         let count = self.ear.count();
         self.state().is_scanning = true;
@@ -566,10 +566,11 @@ impl Folder {
             let soon = self.now() + rhythm.quiet;
             again = Some(again.map_or(soon, |again| again.min(soon)));
         }
-        let is_whole = is_heard && held == 0 && !is_changing && !is_remote;
+        let is_whole = held == 0 && !is_changing && !is_remote;
+        let heard_by = if is_whole { heard_by } else { Weak::new() };
         let scan = Arc::new(scan);
         state.has_more = scan.files.iter().any(|file| !state.stored.contains(&file.blob()));
-        state.known = Some(Known { scan: scan.clone(), count, is_whole, shared });
+        state.known = Some(Known { scan: scan.clone(), count, heard_by, shared });
         Ok(Looked { scan, cost, again, is_remote })
     }
 
@@ -595,7 +596,8 @@ impl Folder {
         let (scan, shared) = {
             let state = self.state();
             let known = state.known.as_ref()?;
-            if !known.is_whole || known.count != self.ear.count() || state.is_gone {
+            let is_heard = Weak::ptr_eq(&known.heard_by, &Arc::downgrade(&events));
+            if !is_heard || known.count != self.ear.count() || state.is_gone {
                 return None;
             }
             (known.scan.clone(), known.shared.clone())

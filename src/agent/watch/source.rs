@@ -17,6 +17,8 @@ use notify::{
 };
 use tokio::sync::{Notify, watch};
 
+use crate::disk::DirectoryId;
+
 /// More paths than this are not told apart: then it is "much".
 const MAX_PATHS: usize = 256;
 
@@ -153,6 +155,9 @@ impl From<notify::Error> for NoEvents {
 #[derive(Debug)]
 pub(super) struct Events {
     watcher: Mutex<RecommendedWatcher>,
+    root: PathBuf,
+    /// What is watched is this directory, whatever becomes of its name.
+    identity: DirectoryId,
     ear: Arc<Ear>,
     /// A directory of our own, watched by the same watcher. Events come in the order in which things
     /// happened, so what is made here comes back after all that happened before.
@@ -172,15 +177,22 @@ impl Events {
             let (ear, marks) = (ear.clone(), marks.clone());
             move |event| ear.hear(event, &marks)
         };
+        let identify = || DirectoryId::of(root).map_err(|error| NoEvents::Other(error.to_string()));
+        let (identity, _) = identify()?;
         let mut watcher = RecommendedWatcher::new(hear, config)?;
         watcher.watch(&marks, RecursiveMode::NonRecursive)?;
         watcher.watch(root, RecursiveMode::Recursive)?;
+        if identify()?.0 != identity {
+            return Err(NoEvents::Other("it has just become another directory".into()));
+        }
         let next = AtomicU64::new(*ear.mark.borrow());
-        Ok(Self { watcher: Mutex::new(watcher), ear, marks, next })
+        let (watcher, root) = (Mutex::new(watcher), root.to_owned());
+        Ok(Self { watcher, root, identity, ear, marks, next })
     }
 
     /// Returns when all is heard that happened before this was called, and directories that were made
-    /// before are watched; `false` if that cannot be known.
+    /// before are watched; `false` if that cannot be known, or the folder is another directory than
+    /// the one that is watched.
     pub async fn catch_up(self: &Arc<Self>) -> bool {
         // Elsewhere, events are not in order, or are held back.
         if !cfg!(target_os = "linux") {
@@ -199,7 +211,8 @@ impl Events {
         // directories that were made.
         let again = tokio::task::spawn_blocking(move || {
             let mut watcher = this.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-            watcher.watch(&this.marks, RecursiveMode::NonRecursive).is_ok()
+            let watched = watcher.watch(&this.marks, RecursiveMode::NonRecursive).is_ok();
+            watched && DirectoryId::of(&this.root).is_ok_and(|(found, _)| found == this.identity)
         });
         came && again.await.unwrap_or(false)
     }
