@@ -44,7 +44,7 @@ pub struct Setting {
     pub required: bool,
     /// What it is if nobody sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Value)]
     pub default: Option<Value>,
     /// The only values it takes, if there are such.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ mod admin;
 mod body;
 mod connection;
 mod error;
+mod farm;
 #[cfg(test)]
 mod fuzz;
 mod metrics;
@@ -32,6 +33,7 @@ use crate::{exec::Exec, store::Store};
 
 pub use access::{Access, Anonymous};
 pub use error::ApiError;
+pub use farm::{Audience, BadFile, Farm, Hook, JobTypes, Options as FarmOptions, Variable};
 pub use metrics::{Job, Metrics};
 pub use tls::{Tls, TlsError};
 pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};
@@ -82,6 +84,8 @@ pub struct Options {
     pub max_files: usize,
     /// What is done in the background, and when.
     pub upkeep: Upkeep,
+    /// Jobs; without it, there is nothing but the store.
+    pub farm: Option<Arc<Farm>>,
 }
 
 impl Default for Options {
@@ -101,6 +105,7 @@ impl Default for Options {
             max_json_bytes: 512 << 20,
             max_files: 2_000_000,
             upkeep: Upkeep::default(),
+            farm: None,
         }
     }
 }
@@ -145,7 +150,8 @@ pub async fn serve(
     now: CancellationToken,
 ) {
     let exec = Exec::default();
-    let (routes, openapi) = routes::routes();
+    let farm = options.farm.clone();
+    let (routes, openapi) = routes::routes(farm.clone());
     let app: App = Arc::new(State {
         history: store.history().into(),
         metrics: Metrics::new(store.clone(), openapi.paths.paths.keys()),
@@ -164,6 +170,9 @@ pub async fn serve(
     upkeep::recall(&app);
     let router = routes::router(routes, app.clone());
     exec.spawn(upkeep::run(app.clone()));
+    if let Some(farm) = farm {
+        exec.spawn(farm::run(app.clone(), farm));
+    }
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));
     }
