@@ -331,7 +331,7 @@ mod tests {
         Ledger::open(dir.path()).unwrap().add(&entry).unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();
         assert_eq!(ledger.get("a").unwrap(), Some(entry.clone()));
-        assert_eq!(ledger.all().unwrap(), [entry.clone()]);
+        assert_eq!(ledger.all().unwrap(), std::slice::from_ref(&entry));
         assert!(ledger.add(&entry).is_err(), "one id, one job");
         assert_eq!(ledger.get("b").unwrap(), None);
         ledger.remove("a").unwrap();
