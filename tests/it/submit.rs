@@ -21,6 +21,9 @@ use tempfile::TempDir;
 
 use super::common::*;
 
+/// Stands for the id of any job.
+const A_JOB: &str = "00000000-0000-0000-0000-000000000000";
+
 /// What is done instead of passing a request on.
 #[derive(Debug, Clone)]
 enum Instead {
@@ -94,8 +97,9 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
         let (method, path) = (parts.next().unwrap(), parts.next().unwrap());
         let rule = {
             let mut script = script.lock().unwrap();
-            let found =
-                script.rules.iter().position(|rule| rule.0 == method && path.ends_with(rule.1));
+            let is_job = path.rsplit('/').next().unwrap().len() == A_JOB.len();
+            let is_meant = |end: &str| if end == A_JOB { is_job } else { path.ends_with(end) };
+            let found = script.rules.iter().position(|rule| rule.0 == method && is_meant(rule.1));
             let rule = found.map(|index| script.rules.remove(index).2);
             script.heads.push(head.clone());
             rule
@@ -115,9 +119,17 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
         if rule.is_some() {
             return;
         }
-        // As it came: its length is in its head.
-        if client.write_all(answer.head.as_bytes()).is_err()
-            || client.write_all(&answer.body).is_err()
+        let lines = answer.head.lines().filter(|line| {
+            let line = line.to_lowercase();
+            !line.starts_with("content-length") && !line.starts_with("transfer-encoding")
+        });
+        let lines: Vec<_> = lines.collect();
+        let length = match answer.status {
+            204 => String::new(),
+            _ => format!("Content-Length: {}\r\n", answer.body.len()),
+        };
+        let head = format!("{}\r\n{length}\r\n", lines.join("\r\n"));
+        if client.write_all(head.as_bytes()).and_then(|()| client.write_all(&answer.body)).is_err()
         {
             return;
         }
@@ -127,7 +139,7 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
 /// A project of some files, and a home of its own.
 fn project() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("project");
+    let root = dir.path().join("all/project");
     fs::create_dir_all(root.join("shots")).unwrap();
     fs::create_dir_all(root.join("textures")).unwrap();
     fs::write(root.join(".blender_project"), "").unwrap();
@@ -213,7 +225,7 @@ fn a_project_is_sent_and_a_job_submitted_for_a_file_of_it() {
     assert_eq!(job_found["storage"]["shaman_checkout_id"], checkout.as_str());
     assert!(job_found["type_etag"].is_string());
     let made = tree(&server.storage().join("jobs").join(&checkout));
-    assert_eq!(made, tree(&dir.path().join("project")));
+    assert_eq!(made, tree(&dir.path().join("all/project")));
     assert!(text(&output.stderr).contains(&format!("{}/api/v3/jobs/{id}", server.url())));
 
     // Once more: another checkout of the same files, and as one object.
@@ -282,7 +294,7 @@ fn what_is_wrong_with_a_job_is_said_before_anything_is_sent() {
 fn the_project_is_the_nearest_marked_folder_above() {
     let server = TestServer::with_farm(FarmOptions::default());
     let (dir, file) = project();
-    let root = dir.path().join("project");
+    let root = dir.path().join("all/project");
     let path_sent = |more: &[&str]| {
         succeeded(&submit(&dir, &file, &server.url(), &[&FRAMES[..], more].concat()));
         let blendfile = jobs_of(&server)[0]["settings"]["blendfile"].as_str().unwrap().to_owned();
@@ -291,7 +303,10 @@ fn the_project_is_the_nearest_marked_folder_above() {
     assert_eq!(path_sent(&[]), "shots/010.blend");
     fs::write(root.join("shots/.farmhand.toml"), "").unwrap();
     assert_eq!(path_sent(&[]), "010.blend");
-    assert_eq!(path_sent(&["--root", dir.path().to_str().unwrap()]), "project/shots/010.blend");
+    assert_eq!(
+        path_sent(&["--root", root.parent().unwrap().to_str().unwrap()]),
+        "project/shots/010.blend"
+    );
     fs::remove_file(root.join("shots/.farmhand.toml")).unwrap();
     fs::remove_file(root.join(".blender_project")).unwrap();
     assert_eq!(path_sent(&[]), "010.blend", "the file's own folder");
@@ -445,22 +460,10 @@ fn a_job_is_waited_for_and_its_end_is_the_exit_code() {
             TestServer::with_farm(FarmOptions { hook: Some(hook), ..FarmOptions::default() });
         // A Manager that is restarted meanwhile.
         let down = Instead::Answer(502, "text/plain", "bad gateway");
-        let front = Front::start(&server, &[]);
-        let script = front.script.clone();
-        let restart = thread::spawn(move || {
-            until(|| {
-                script
-                    .lock()
-                    .unwrap()
-                    .heads
-                    .iter()
-                    .any(|head| head.starts_with("POST /api/v3/jobs "))
-            });
-            let id = "-";
-            script.lock().unwrap().rules.extend([("GET", id, down); 0]);
-        });
+        let front =
+            Front::start(&server, &[("GET", A_JOB, down), ("GET", A_JOB, Instead::LoseAnswer)]);
         let output = submit(&dir, &file, &front.url(), &[&FRAMES[..], &["--wait"]].concat());
-        restart.join().unwrap();
+        front.all_rules_were_needed();
         assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
         assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
         let id = text(&output.stdout).trim().to_owned();
@@ -497,7 +500,7 @@ fn submit_needed(dir: &TempDir, file: &Path, url: &str, bat: &Path) -> Command {
 fn only_what_a_file_needs_is_sent_if_that_is_asked_for() {
     let server = TestServer::with_farm(FarmOptions::default());
     let (dir, file) = project();
-    let root = dir.path().join("project");
+    let root = dir.path().join("all/project");
     let wood = root.join("textures/wood.png");
     let (file_text, wood_text) = (file.to_str().unwrap(), wood.to_str().unwrap());
     let tool = bat(&dir, &json!({ file_text: [wood_text] }).to_string(), "");
