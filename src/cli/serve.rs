@@ -46,6 +46,10 @@ pub(super) struct Serve {
     /// The file with the tokens (see `farmhand token new`); read again on SIGHUP
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
+
+    /// A Flamenco Manager: what is not for this server is passed on to it [default: there is none]
+    #[arg(long, value_name = "URL")]
+    manager: Option<String>,
 }
 
 impl Serve {
@@ -55,6 +59,7 @@ impl Serve {
         overrides.set_path("storage", "--storage", self.storage.as_ref());
         overrides.set("serve.anonymous", "--anonymous", self.anonymous.as_ref());
         overrides.set_path("serve.tokens", "--tokens", self.tokens.as_ref());
+        overrides.set("serve.manager", "--manager", self.manager.as_ref());
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
@@ -62,6 +67,7 @@ impl Serve {
         let settings = &context.settings;
         let addresses = addresses(settings)?;
         let guard = Guard::load(settings)?;
+        let manager = settings.gateway()?;
         let (dir, _) = settings.storage()?;
         let store = Store::open(&dir, settings.store_options())?;
         let listeners = bind(&addresses).await?;
@@ -97,6 +103,7 @@ impl Serve {
         let options = server::Options {
             access: guard.access.clone(),
             tls: guard.tls.clone(),
+            manager,
             ..settings.server_options()
         };
         let serving = server::serve(listeners, store, options, shutdown, now);

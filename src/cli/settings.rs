@@ -139,6 +139,10 @@ pub(super) struct Serve {
     pub tls_cert: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
+    /// The Manager that gets what is not for us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manager: Option<String>,
+    pub manager_timeout: Time,
     pub defer: server::Defer,
     pub hold: Time,
     pub create_wait: Time,
@@ -161,6 +165,8 @@ impl Default for Serve {
             tokens: None,
             tls_cert: None,
             tls_key: None,
+            manager: None,
+            manager_timeout: Time(server::GatewayOptions::default().answer_timeout),
             defer: options.defer,
             hold: Time(options.hold),
             create_wait: Time(options.create_wait),
@@ -549,6 +555,8 @@ const KEYS: &[&str] = &[
     "serve.tokens",
     "serve.tls_cert",
     "serve.tls_key",
+    "serve.manager",
+    "serve.manager_timeout",
     "serve.defer",
     "serve.hold",
     "serve.create_wait",
@@ -768,7 +776,9 @@ impl Settings {
         KEYS.iter().map(|&key| {
             let value = get(&self.table, key).map(|value| match (key, value) {
                 ("token", _) => Value::String(HIDDEN.into()),
-                ("server", Value::String(url)) => Value::String(hide_tokens(url).into_owned()),
+                ("server" | "serve.manager", Value::String(url)) => {
+                    Value::String(hide_tokens(url).into_owned())
+                }
                 (_, value) => value.clone(),
             });
             (key, value, self.source(key))
@@ -823,6 +833,25 @@ impl Settings {
         Ok(client::Options { retries, token, roots, ..client::Options::default() })
     }
 
+    /// The Manager behind `farmhand serve`, and the way to it.
+    pub fn gateway(&self) -> Result<Option<Arc<server::Gateway>>, Failure> {
+        let Some(url) = &self.values.serve.manager else { return Ok(None) };
+        let answer_timeout = self.values.serve.manager_timeout.0;
+        let mut options =
+            server::GatewayOptions { answer_timeout, ..server::GatewayOptions::default() };
+        if let Some(path) = &self.values.ca {
+            let pem = fs::read(path).map_err(|error| {
+                usage(format!("cannot read the certificates in {}: {error}", path.display()))
+            })?;
+            if !options.trust(&pem) {
+                return Err(usage(format!("{}: {}", path.display(), client::BadRoots)));
+            }
+        }
+        let gateway = server::Gateway::new(url, options)
+            .map_err(|error| usage(format!("the setting serve.manager: {error}")))?;
+        Ok(Some(Arc::new(gateway)))
+    }
+
     /// The directory of the embedded store, and whether somebody chose it.
     pub fn storage(&self) -> Result<(PathBuf, bool), Failure> {
         match &self.values.storage {
@@ -842,6 +871,7 @@ impl Settings {
             // Who runs the server says who may do what.
             access: Arc::default(),
             tls: None,
+            manager: None,
             defer: serve.defer,
             hold: serve.hold.0,
             create_wait: serve.create_wait.0,

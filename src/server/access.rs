@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::{
-    ApiError, Peer,
+    ApiError, Peer, gateway,
     tokens::{Scope, Scopes, Tokens},
 };
 use crate::wire::{self, hide_tokens, split_token};
@@ -76,6 +76,15 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
         () if is_ours => Some(Scope::Admin),
         () if path == "/metrics" && reads => Some(Scope::Read),
         () => None,
+    }
+}
+
+/// What a request needs that is passed on to a Manager.
+fn needed_behind(method: &Method, is_tunnel: bool) -> Scope {
+    match *method {
+        // Anything may be said through a tunnel.
+        Method::GET | Method::HEAD | Method::OPTIONS if !is_tunnel => Scope::Read,
+        _ => Scope::Checkout,
     }
 }
 
@@ -152,9 +161,11 @@ fn decide(anonymous: Anonymous, need: Option<Scope>, caller: Caller) -> Result<(
 }
 
 /// Lets a request in, with its token taken off, or says why not. Returns the name of its token.
+/// With a Manager behind us, nothing is open for the reason that there is nothing.
 pub(super) fn admit(
     access: &Access,
     peer: Peer,
+    has_manager: bool,
     request: &mut Request,
 ) -> Result<Option<String>, ApiError> {
     let mut texts = Vec::new();
@@ -180,7 +191,12 @@ pub(super) fn admit(
         proxied: is_proxied(request.headers()),
         maybe_page: maybe_page(request),
     };
-    let need = needed(request.method(), request.uri().path());
+    let path = request.uri().path();
+    let need = if has_manager && !gateway::is_ours(path) {
+        Some(needed_behind(request.method(), gateway::is_tunnel(request)))
+    } else {
+        needed(request.method(), path)
+    };
     decide(access.anonymous, need, caller).map(|()| name.clone()).map_err(|refusal| {
         let (status, path) = (refusal.status(), hide_tokens(request.uri().path()));
         tracing::info!(
@@ -285,6 +301,26 @@ mod tests {
         ] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             assert_eq!(needed(&method, path), scope, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn to_reach_the_manager_takes_a_scope_for_everything() {
+        for (method, is_tunnel, scope) in [
+            ("GET", false, Scope::Read),
+            ("HEAD", false, Scope::Read),
+            ("OPTIONS", false, Scope::Read),
+            ("GET", true, Scope::Checkout),
+            ("POST", false, Scope::Checkout),
+            ("PUT", false, Scope::Checkout),
+            ("DELETE", false, Scope::Checkout),
+            ("PATCH", false, Scope::Checkout),
+            ("TRACE", false, Scope::Checkout),
+            ("QUERY", false, Scope::Checkout),
+            ("get", false, Scope::Checkout),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(needed_behind(&method, is_tunnel), scope, "{method} {is_tunnel}");
         }
     }
 
@@ -393,7 +429,7 @@ mod tests {
         let admitted = |uri: &str, headers: &[(&str, &str)]| {
             let mut request = request(uri, headers);
             let result =
-                admit(&access, peer, &mut request).map_err(|error| error.status().as_u16());
+                admit(&access, peer, false, &mut request).map_err(|error| error.status().as_u16());
             let text = format!("{request:?}");
             assert!(!text.contains("-token"), "{text}");
             (result.map(Option::unwrap_or_default), request.uri().to_string())

@@ -8,6 +8,7 @@ mod connection;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod gateway;
 mod metrics;
 mod openapi;
 mod routes;
@@ -32,6 +33,7 @@ use crate::{exec::Exec, store::Store};
 
 pub use access::{Access, Anonymous};
 pub use error::ApiError;
+pub use gateway::{BadManager, Gateway, GatewayOptions};
 pub use metrics::{Job, Metrics};
 pub use tls::{Tls, TlsError};
 pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};
@@ -58,6 +60,8 @@ pub struct Options {
     pub access: Arc<Access>,
     /// The certificate; without one, plain HTTP is spoken.
     pub tls: Option<Arc<Tls>>,
+    /// The Manager that gets all that is not for us.
+    pub manager: Option<Arc<Gateway>>,
     /// When 425 is answered.
     pub defer: Defer,
     /// How long a client is held while somebody else sends its blob; then it may send it itself.
@@ -89,6 +93,7 @@ impl Default for Options {
         Self {
             access: Arc::default(),
             tls: None,
+            manager: None,
             defer: Defer::Auto,
             hold: Duration::from_secs(30),
             create_wait: Duration::from_secs(60),
@@ -164,6 +169,12 @@ pub async fn serve(
     upkeep::recall(&app);
     let router = routes::router(routes, app.clone());
     exec.spawn(upkeep::run(app.clone()));
+    if let Some(manager) = app.options.manager.clone() {
+        let shutdown = shutdown.clone();
+        exec.spawn(async move {
+            shutdown.run_until_cancelled(manager.greet()).await;
+        });
+    }
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));
     }
