@@ -286,6 +286,11 @@ impl Connection {
         matches!(self.reader.read(&mut byte), Ok(0))
     }
 
+    /// Both ways, after an answer that switched to another protocol; nothing that has come is lost.
+    pub fn tunnel(self) -> (TcpStream, BufReader<TcpStream>) {
+        (self.stream, self.reader)
+    }
+
     pub fn get(&mut self, path: &str) -> Answer {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         self.answer()

@@ -20,6 +20,7 @@ mod disk_full;
 mod doctor;
 mod faults;
 mod fuzz;
+mod gateway;
 mod layering;
 mod line;
 mod metrics;
