@@ -1341,7 +1341,8 @@ fn a_manager_behind_https_must_have_a_trusted_certificate() {
         }
     }
     // And one that speaks no TLS.
-    let plain = TestServer::start();
+    let head_timeout = Duration::from_millis(50);
+    let plain = TestServer::with(Options { head_timeout, ..Options::default() });
     let server = gateway(&format!("https://{}", plain.addr));
     is_gateway_error(&exchange(server.addr, "GET", "/", "", b""), 502, "cannot be reached");
 }
