@@ -12,6 +12,8 @@ pub mod control;
 pub mod disk;
 pub mod domain;
 pub mod exec;
+pub mod jobs;
+pub mod ledger;
 pub mod meter;
 pub mod preview;
 pub mod scan;

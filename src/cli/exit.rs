@@ -154,8 +154,15 @@ pub(super) fn next_step(error: &ClientError) -> (Exit, &'static str) {
         ClientError::MissingFiles { certain: true, .. } => {
             (Exit::Integrity, "run this again; if that does not help, check the server's disk")
         }
+        ClientError::NotManager { .. } => (
+            Exit::Usage,
+            "check --server: it must be the address that is given to Blender's add-on",
+        ),
         // With a message that says what to do.
         ClientError::Status { status, .. } if status.as_u16() == 404 => (Exit::Missing, ""),
+        ClientError::Status { status, .. } if matches!(status.as_u16(), 400 | 412 | 422 | 501) => {
+            (Exit::Failed, "")
+        }
         ClientError::Status { status, .. } if status.as_u16() == 409 => (Exit::Failed, ""),
         ClientError::MissingFiles { certain: false, .. } | ClientError::Status { .. } => {
             (Exit::Failed, "see the server's log")

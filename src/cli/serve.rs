@@ -21,7 +21,7 @@ use super::{
     token::read_tokens,
 };
 use crate::{
-    server::{self, Access, Anonymous, Tls, Tokens},
+    server::{self, Access, Anonymous, Farm, FarmOptions, JobTypes, Tls, Tokens},
     store::Store,
 };
 
@@ -48,8 +48,18 @@ pub(super) struct Serve {
     tokens: Option<PathBuf>,
 
     /// A Flamenco Manager: what is not for this server is passed on to it [default: there is none]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["job_types", "hook"])]
     manager: Option<String>,
+
+    /// A directory with definitions of job types, for submits to this server [default: one type,
+    /// simple-blender-render]
+    #[arg(long, value_name = "DIR")]
+    job_types: Option<PathBuf>,
+
+    /// A program that each submitted job is given to, as JSON on its standard input; arguments can be given
+    /// in the setting jobs.hook
+    #[arg(long, value_name = "PROGRAM")]
+    hook: Option<PathBuf>,
 }
 
 impl Serve {
@@ -60,6 +70,8 @@ impl Serve {
         overrides.set("serve.anonymous", "--anonymous", self.anonymous.as_ref());
         overrides.set_path("serve.tokens", "--tokens", self.tokens.as_ref());
         overrides.set("serve.manager", "--manager", self.manager.as_ref());
+        overrides.set_path("jobs.types", "--job-types", self.job_types.as_ref());
+        overrides.set_path("jobs.hook", "--hook", self.hook.as_ref());
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
@@ -69,7 +81,18 @@ impl Serve {
         let guard = Guard::load(settings)?;
         let manager = settings.gateway()?;
         let (dir, _) = settings.storage()?;
+        // The Manager has the jobs, if there is one.
+        let farm = match manager {
+            Some(_) => None,
+            None => Some(settings.farm_options()?),
+        };
+        farm.as_ref().map(require_job_types).transpose()?;
         let store = Store::open(&dir, settings.store_options())?;
+        let farm = farm.map(|farm| Farm::open(&store, farm)).transpose().map_err(|error| {
+            let next =
+                "restore that file, or move it away with those beside it whose names begin alike";
+            Failure::new(Exit::Failed, format!("{error}; {next}"))
+        })?;
         let listeners = bind(&addresses).await?;
         let mut urls = Vec::new();
         for listener in &listeners {
@@ -104,6 +127,7 @@ impl Serve {
             access: guard.access.clone(),
             tls: guard.tls.clone(),
             manager,
+            farm,
             ..settings.server_options()
         };
         let serving = server::serve(listeners, store, options, shutdown, now);
@@ -201,6 +225,20 @@ impl Guard {
     #[cfg(not(unix))]
     fn reload_on_hangup(&self) -> Result<impl Future<Output = ()> + use<>, Failure> {
         Ok(std::future::pending())
+    }
+}
+
+/// Whoever starts a server looks at what it says: then is the time to speak of files that are wrong.
+fn require_job_types(options: &FarmOptions) -> Result<(), Failure> {
+    let Some(dir) = &options.types else { return Ok(()) };
+    let (_, bad) = JobTypes::new(Some(dir.clone())).read().map_err(|error| {
+        let message =
+            format!("cannot read the job types in {}: {error}; check the path", dir.display());
+        Failure::new(Exit::Missing, message)
+    })?;
+    match bad.first() {
+        None => Ok(()),
+        Some(bad) => Err(Failure::new(Exit::Usage, format!("{bad}; mend or remove it"))),
     }
 }
 

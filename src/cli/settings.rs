@@ -20,6 +20,7 @@ use super::exit::{Exit, Failure};
 use crate::{
     agent, client,
     domain::report::LinkMode,
+    jobs::{JobStatus, Platform},
     scan, server,
     store::{self, Reserve},
     wire::{TOKEN_PREFIX, hide_tokens},
@@ -48,6 +49,7 @@ pub(super) struct Values {
     pub progress: When,
     pub store: StoreValues,
     pub serve: Serve,
+    pub jobs: Jobs,
     pub scan: Scan,
     pub upload: Upload,
     pub watch: Watch,
@@ -180,6 +182,51 @@ impl Default for Serve {
             max_files: saturating_u32(options.max_files),
         }
     }
+}
+
+/// How jobs are served where there is no Manager.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Jobs {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub types: Option<PathBuf>,
+    pub hook: Vec<String>,
+    pub hook_timeout: Time,
+    pub hook_parallel: u32,
+    pub after_hook: AfterHook,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location_linux: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location_windows: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location_darwin: Option<String>,
+    pub variables: Vec<server::Variable>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            types: None,
+            hook: Vec::new(),
+            hook_timeout: Time(Duration::from_secs(86_400)),
+            hook_parallel: 1,
+            after_hook: AfterHook::Completed,
+            location_linux: None,
+            location_windows: None,
+            location_darwin: None,
+            variables: Vec::new(),
+        }
+    }
+}
+
+/// What a job is when its command has succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AfterHook {
+    /// Done.
+    Completed,
+    /// In the hands of somebody who says later how it ended.
+    Active,
 }
 
 /// The add-on's default URL is `http://localhost:8080/`, and `localhost` may be either of these.
@@ -568,6 +615,15 @@ const KEYS: &[&str] = &[
     "serve.max_uploads",
     "serve.max_json",
     "serve.max_files",
+    "jobs.types",
+    "jobs.hook",
+    "jobs.hook_timeout",
+    "jobs.hook_parallel",
+    "jobs.after_hook",
+    "jobs.location_linux",
+    "jobs.location_windows",
+    "jobs.location_darwin",
+    "jobs.variables",
     "scan.default_ignores",
     "scan.cache",
     "scan.cache_dir",
@@ -597,6 +653,7 @@ const PATH_KEYS: &[&str] = &[
     "serve.tokens",
     "serve.tls_cert",
     "serve.tls_key",
+    "jobs.types",
     "scan.cache_dir",
     "scan.addon_cache_dir",
     "watch.run_dir",
@@ -884,7 +941,40 @@ impl Settings {
             max_json_bytes: serve.max_json.as_u64(),
             max_files: serve.max_files as usize,
             upkeep: self.upkeep(),
+            farm: None,
         }
+    }
+
+    pub fn farm_options(&self) -> Result<server::FarmOptions, Failure> {
+        let jobs = &self.values.jobs;
+        let locations = [
+            (Platform::Linux, &jobs.location_linux),
+            (Platform::Windows, &jobs.location_windows),
+            (Platform::Darwin, &jobs.location_darwin),
+        ];
+        let locations = locations
+            .into_iter()
+            .filter_map(|(platform, location)| Some((platform.name(), location.clone()?)));
+        if jobs.hook.first().is_some_and(String::is_empty) {
+            return Err(usage(
+                "the setting jobs.hook begins with an empty text; name a program".into(),
+            ));
+        }
+        let hook = server::Hook {
+            command: jobs.hook.clone(),
+            timeout: jobs.hook_timeout.0,
+            parallel: (jobs.hook_parallel as usize).max(1),
+            then: match jobs.after_hook {
+                AfterHook::Completed => JobStatus::Completed,
+                AfterHook::Active => JobStatus::Active,
+            },
+        };
+        Ok(server::FarmOptions {
+            types: jobs.types.clone(),
+            locations: locations.collect(),
+            variables: jobs.variables.clone(),
+            hook: (!jobs.hook.is_empty()).then_some(hook),
+        })
     }
 
     pub fn store_options(&self) -> store::Options {

@@ -49,6 +49,14 @@ pub enum ClientError {
         /// What it answered.
         reason: String,
     },
+    /// Somebody answers, but does not speak as a Flamenco Manager.
+    #[error("{url} is no Flamenco Manager, or one that is too old or too new: {reason}")]
+    NotManager {
+        /// The server.
+        url: String,
+        /// What it answered.
+        reason: String,
+    },
     /// 401 or 403.
     #[error("{url} refuses: {message}")]
     Refused {
@@ -90,6 +98,11 @@ pub enum ClientError {
     },
 }
 
+/// Whether this is of a Manager's API, and not of Shaman's.
+fn is_managers(path: &str) -> bool {
+    path.contains(wire::API) && !path.contains(wire::SHAMAN)
+}
+
 impl ClientError {
     /// The error that this answer is. `message` is what a Shaman server says in its JSON.
     pub(super) fn from_answer(
@@ -104,8 +117,10 @@ impl ClientError {
         let message = message.unwrap_or_else(|| "(no reason given)".into());
         let message = hide_tokens(&message).into_owned();
         match status {
-            // Only farmhand has these, and says itself what there is not.
-            StatusCode::NOT_FOUND if path.contains(wire::ADMIN) && speaks_json => {
+            // These say themselves what there is not.
+            StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED
+                if speaks_json && (path.contains(wire::ADMIN) || is_managers(path)) =>
+            {
                 Self::Status { url, path: path.to_owned(), status, message }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Self::Refused { url, message },

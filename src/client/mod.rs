@@ -3,6 +3,7 @@
 mod admin;
 mod body;
 mod error;
+mod manager;
 mod probe;
 mod trust;
 
@@ -18,8 +19,9 @@ use tokio::time::Instant;
 
 pub use body::UploadBody;
 pub use error::ClientError;
+pub use manager::{Deletion, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
 pub use probe::{Clocks, Exposure, Probe};
-pub use trust::{BadRoots, BadToken, Roots, Token};
+pub use trust::{BadHeader, BadRoots, BadToken, Headers, Roots, Token};
 
 use crate::{
     domain::{BlobId, BlobStatus},
@@ -60,6 +62,8 @@ pub struct Options {
     pub proxies: bool,
     /// What is shown to the server, and to no other that it sends us to.
     pub token: Option<Token>,
+    /// What else is, for proxies in front of it that ask who is there.
+    pub headers: Headers,
     /// Root certificates besides those of the machine.
     pub roots: Roots,
 }
@@ -72,6 +76,7 @@ impl Default for Options {
             retries: 5,
             proxies: true,
             token: None,
+            headers: Headers::default(),
             roots: Roots::default(),
         }
     }
@@ -142,7 +147,7 @@ impl Shaman {
             .pool_idle_timeout(Duration::from_secs(30))
             // An address may have a token in its path.
             .referer(false)
-            .redirect(redirect_policy());
+            .redirect(redirect_policy((!options.headers.is_empty()).then(|| base.clone())));
         let through_proxy = options.proxies && !is_loopback(&base) && has_proxy();
         if base.scheme() == "http" && !through_proxy {
             // No root certificates are needed, and on small machines there are none.
@@ -169,12 +174,15 @@ impl Shaman {
 
     /// A request of any kind, with the token if it goes to the server that was given.
     pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
-        let token = self.options.token.as_ref().filter(|_| url.origin() == self.home.origin());
-        let request = self.http.request(method, url);
-        match token {
-            Some(token) => request.header(header::AUTHORIZATION, token.header()),
-            None => request,
+        let is_home = url.origin() == self.home.origin();
+        let mut request = self.http.request(method, url);
+        if is_home {
+            request = request.headers(self.options.headers.all());
+            if let Some(token) = &self.options.token {
+                request = request.header(header::AUTHORIZATION, token.header());
+            }
         }
+        request
     }
 
     fn endpoint(&self, path: &str) -> Url {
@@ -332,16 +340,7 @@ impl Shaman {
         url: Url,
         body: Option<&Q>,
     ) -> Result<(A, Url), ClientError> {
-        let mut request = self.request(method, url.clone()).timeout(self.options.stall_timeout);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
-        if !answer.status().is_success() {
-            return Err(self.error(answer, &url).await);
-        }
-        let found_at = answer.url().clone();
-        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let (bytes, found_at) = self.bytes(method, url, body).await?;
         match serde_json::from_slice(&bytes) {
             Ok(answer) => Ok((answer, found_at)),
             // Its length was wrong, or there was none to say that it is cut short.
@@ -355,6 +354,26 @@ impl Shaman {
                 reason: format!("{} answers something else: {error}", hide_tokens(found_at.path())),
             }),
         }
+    }
+
+    /// Sends one request and reads an answer of any kind; also returns where it came from.
+    async fn bytes<Q: Serialize>(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&Q>,
+    ) -> Result<(Vec<u8>, Url), ClientError> {
+        let mut request = self.request(method, url.clone()).timeout(self.options.stall_timeout);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if !answer.status().is_success() {
+            return Err(self.error(answer, &url).await);
+        }
+        let found_at = answer.url().clone();
+        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        Ok((bytes.into(), found_at))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {
@@ -396,12 +415,16 @@ impl Shaman {
 }
 
 /// Follows redirects, but not from http to https: that server should be called by its address. Nor
-/// back, which would give away what was meant to be encrypted.
-fn redirect_policy() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
+/// back, which would give away what was meant to be encrypted. Nor away from `home`, if there are headers
+/// that are meant for that server alone.
+fn redirect_policy(home: Option<Url>) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| {
         let from = attempt.previous().last().map_or("", |url| url.scheme());
         if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error("it redirects too often")
+        } else if home.as_ref().is_some_and(|home| home.origin() != attempt.url().origin()) {
+            let to = hide_tokens(attempt.url().as_str()).into_owned();
+            attempt.error(format!("it redirects to {to}, for which your headers are not meant"))
         } else if from == "http" && attempt.url().scheme() == "https" {
             let to = hide_tokens(attempt.url().as_str()).into_owned();
             attempt.error(format!("it redirects to {to}: give an https:// address"))

@@ -2,7 +2,10 @@
 
 use std::str::FromStr;
 
-use reqwest::{Certificate, header::HeaderValue};
+use reqwest::{
+    Certificate,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+};
 
 /// A token to show to a server. Never printed, not even for debugging.
 #[derive(Debug, Clone)]
@@ -29,6 +32,60 @@ impl FromStr for Token {
         let mut value = HeaderValue::try_from(format!("Bearer {text}")).map_err(|_| BadToken)?;
         value.set_sensitive(true);
         Ok(Self(value))
+    }
+}
+
+/// Headers to show to a server. Their values are never printed.
+#[derive(Debug, Clone, Default)]
+pub struct Headers(HeaderMap);
+
+/// Why a text is no header; without the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadHeader {
+    /// It is not in the right form.
+    #[error("this is no header: write NAME: VALUE")]
+    Form,
+    /// The library sets it.
+    #[error("this header describes the request itself, and cannot be set")]
+    Ours,
+}
+
+impl Headers {
+    /// Adds one, written `Name: value`.
+    ///
+    /// # Errors
+    /// If it is none, or one that is not for users to set.
+    pub fn add(&mut self, text: &str) -> Result<(), BadHeader> {
+        const OURS: [HeaderName; 5] = [
+            header::HOST,
+            header::CONTENT_LENGTH,
+            header::CONTENT_TYPE,
+            header::TRANSFER_ENCODING,
+            header::CONNECTION,
+        ];
+        let (name, value) = text.split_once(':').ok_or(BadHeader::Form)?;
+        let name: HeaderName = name.trim().parse().map_err(|_| BadHeader::Form)?;
+        if OURS.contains(&name) {
+            return Err(BadHeader::Ours);
+        }
+        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| BadHeader::Form)?;
+        value.set_sensitive(true);
+        self.0.append(name, value);
+        Ok(())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one of them says who we are in the way a token does.
+    pub fn authorize(&self) -> bool {
+        self.0.contains_key(header::AUTHORIZATION)
+    }
+
+    pub(super) fn all(&self) -> HeaderMap {
+        self.0.clone()
     }
 }
 
@@ -69,6 +126,24 @@ mod tests {
         assert!(token.header().is_sensitive() && !format!("{token:?}").contains("abc"));
         for bad in ["", " ", "a b", "a\n", "ä", "a\0"] {
             assert_eq!(bad.parse::<Token>().unwrap_err(), BadToken, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn headers_are_names_and_values_that_are_not_shown() {
+        let mut headers = Headers::default();
+        headers.add("X-Auth: secret").unwrap();
+        headers.add("x-auth:other, and more: of it ").unwrap();
+        let all = headers.all();
+        let values: Vec<_> = all.get_all("x-auth").iter().collect();
+        assert_eq!(values, ["secret", "other, and more: of it"]);
+        assert!(!format!("{headers:?}").contains("secret"));
+        assert!(!headers.authorize());
+        for bad in ["", "X-Auth", ": x", "a b: c", "X: a\nb"] {
+            assert_eq!(headers.add(bad), Err(BadHeader::Form), "{bad:?}");
+        }
+        for ours in ["host: x", "Content-Length: 0", "Transfer-Encoding: chunked"] {
+            assert_eq!(headers.add(ours), Err(BadHeader::Ours), "{ours:?}");
         }
     }
 

@@ -67,6 +67,10 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
             _ => None,
         };
     }
+    // Of a Manager's API: who may make checkouts may submit what they are for.
+    if path.starts_with(wire::API) && !path.starts_with(wire::SHAMAN) && path != wire::OPENAPI {
+        return Some(if reads { Scope::Read } else { Scope::Checkout });
+    }
     let ours = path.strip_prefix(wire::ADMIN);
     let is_ours = ours.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     // It is sent as POST for its body only.
@@ -86,6 +90,13 @@ fn needed_behind(method: &Method, is_tunnel: bool) -> Scope {
         Method::GET | Method::HEAD | Method::OPTIONS if !is_tunnel => Scope::Read,
         _ => Scope::Checkout,
     }
+}
+
+/// Whether this must not come from a web page that somebody looks at: it changes what is kept, or has a
+/// program of ours run.
+fn is_guarded(method: &Method, path: &str, need: Scope) -> bool {
+    let is_job = path.strip_prefix(wire::API).is_some_and(|rest| rest.starts_with("jobs"));
+    need == Scope::Admin || (is_job && !matches!(*method, Method::GET | Method::HEAD))
 }
 
 /// The token of a request.
@@ -136,7 +147,12 @@ impl Refusal {
     }
 }
 
-fn decide(anonymous: Anonymous, need: Option<Scope>, caller: Caller) -> Result<(), Refusal> {
+fn decide(
+    anonymous: Anonymous,
+    need: Option<Scope>,
+    is_guarded: bool,
+    caller: Caller,
+) -> Result<(), Refusal> {
     // A wrong token is an error even where none is needed: whoever gives one relies on it.
     if caller.given == Given::Wrong {
         return Err(Refusal::WrongToken);
@@ -154,7 +170,7 @@ fn decide(anonymous: Anonymous, need: Option<Scope>, caller: Caller) -> Result<(
     if !may {
         return Err(Refusal::NeedsToken(need));
     }
-    if need == Scope::Admin && caller.maybe_page {
+    if is_guarded && caller.maybe_page {
         return Err(Refusal::MaybePage(need));
     }
     Ok(())
@@ -189,15 +205,17 @@ pub(super) fn admit(
         given,
         loopback: peer.0.is_loopback(),
         proxied: is_proxied(request.headers()),
-        maybe_page: maybe_page(request),
+        maybe_page: maybe_page(request, peer),
     };
-    let path = request.uri().path();
-    let need = if has_manager && !gateway::is_ours(path) {
-        Some(needed_behind(request.method(), gateway::is_tunnel(request)))
+    let (method, path) = (request.method(), request.uri().path());
+    let (need, is_guarded) = if has_manager && !gateway::is_ours(path) {
+        // Its own web pages are among those who send this.
+        (Some(needed_behind(method, gateway::is_tunnel(request))), false)
     } else {
-        needed(request.method(), path)
+        let need = needed(method, path);
+        (need, need.is_some_and(|need| is_guarded(method, path, need)))
     };
-    decide(access.anonymous, need, caller).map(|()| name.clone()).map_err(|refusal| {
+    decide(access.anonymous, need, is_guarded, caller).map(|()| name.clone()).map_err(|refusal| {
         let (status, path) = (refusal.status(), hide_tokens(request.uri().path()));
         tracing::info!(
             target: "farmhand::access",
@@ -242,9 +260,12 @@ fn is_proxied(headers: &HeaderMap) -> bool {
 
 /// Whether a web page could have a browser send this. Browsers name the page's origin in all that
 /// is not a plain GET. And a page whose host name was made to point here (DNS rebinding) sends that
-/// name as `Host`.
-fn maybe_page(request: &Request) -> bool {
+/// name as `Host`. From other machines, this one may well be called by a name.
+fn maybe_page(request: &Request, peer: Peer) -> bool {
     let headers = request.headers();
+    if !peer.0.is_loopback() {
+        return headers.contains_key(header::ORIGIN);
+    }
     let mut hosts = headers.get_all(header::HOST).iter().peekable();
     let named = hosts.peek().is_some() || request.uri().authority().is_some();
     let is_local = |authority: &Authority| is_local_host(authority.host());
@@ -279,6 +300,13 @@ mod tests {
             ("POST", "/api/v3/shaman/checkout/create", Some(Scope::Checkout)),
             ("PUT", "/api/v3/shaman/checkout/create", None),
             ("POST", "/api/v3/shaman/checkout/other", None),
+            ("GET", "/api/v3/version", Some(Scope::Read)),
+            ("GET", "/api/v3/jobs", Some(Scope::Read)),
+            ("POST", "/api/v3/jobs", Some(Scope::Checkout)),
+            ("DELETE", "/api/v3/jobs/1", Some(Scope::Checkout)),
+            ("PUT", "/api/v3/configuration/file", Some(Scope::Checkout)),
+            ("GET", "/api/v3/openapi3.json", None),
+            ("GET", "/api/v3", None),
             ("GET", "/api/v3/shaman", None),
             ("GET", "/api/v3/shamanfiles/00/1", None),
             ("GET", "/farmhand/v1", Some(Scope::Read)),
@@ -349,7 +377,7 @@ mod tests {
             (Nowhere, FAR, ""),
         ] {
             for scope in Scope::ALL {
-                let decided = decide(anonymous, Some(scope), caller);
+                let decided = decide(anonymous, Some(scope), scope == Scope::Admin, caller);
                 let expected = may.contains(&scope.name()[..1]);
                 assert_eq!(decided.is_ok(), expected, "{anonymous:?} {caller:?} {scope}");
                 if let Err(refusal) = decided {
@@ -358,7 +386,27 @@ mod tests {
                     assert_eq!(refusal.status(), status, "{anonymous:?} {caller:?} {scope}");
                 }
             }
-            assert_eq!(decide(anonymous, None, caller), Ok(()));
+            assert_eq!(decide(anonymous, None, false, caller), Ok(()));
+        }
+        // Whatever changes jobs is guarded, too, and may come from other machines.
+        let page_from_far = Caller { maybe_page: true, ..FAR };
+        for (anonymous, caller, refusal) in [
+            (Loopback, NEAR, None),
+            (Loopback, PAGE, Some(Refusal::MaybePage(Scope::Checkout))),
+            (Anywhere, FAR, None),
+            (Anywhere, page_from_far, Some(Refusal::MaybePage(Scope::Checkout))),
+        ] {
+            let decided = decide(anonymous, Some(Scope::Checkout), true, caller);
+            assert_eq!(decided.err(), refusal, "{anonymous:?} {caller:?}");
+        }
+        for (method, path, guarded) in [
+            (Method::POST, "/api/v3/jobs", true),
+            (Method::POST, "/api/v3/jobs/1/setstatus", true),
+            (Method::DELETE, "/api/v3/jobs/1", true),
+            (Method::GET, "/api/v3/jobs/1", false),
+            (Method::POST, "/api/v3/shaman/checkout/create", false),
+        ] {
+            assert_eq!(is_guarded(&method, path, Scope::Checkout), guarded, "{method} {path}");
         }
     }
 
@@ -369,16 +417,17 @@ mod tests {
                 for has in Scope::ALL {
                     let given = Given::Right([has].into_iter().collect());
                     for need in Scope::ALL {
-                        let decided = decide(anonymous, Some(need), Caller { given, ..caller });
+                        let decided =
+                            decide(anonymous, Some(need), true, Caller { given, ..caller });
                         let expected =
                             if has == need { Ok(()) } else { Err(Refusal::MissingScope(need)) };
                         assert_eq!(decided, expected);
                     }
-                    assert_eq!(decide(anonymous, None, Caller { given, ..caller }), Ok(()));
+                    assert_eq!(decide(anonymous, None, false, Caller { given, ..caller }), Ok(()));
                 }
                 for need in [None, Some(Scope::Read), Some(Scope::Admin)] {
                     let wrong = Caller { given: Given::Wrong, ..caller };
-                    assert_eq!(decide(anonymous, need, wrong), Err(Refusal::WrongToken));
+                    assert_eq!(decide(anonymous, need, false, wrong), Err(Refusal::WrongToken));
                 }
             }
         }
@@ -394,6 +443,10 @@ mod tests {
 
     #[test]
     fn names_that_can_be_made_to_point_elsewhere_are_not_local() {
+        let here = Peer([127, 0, 0, 1].into());
+        let far = Peer([192, 0, 2, 1].into());
+        assert!(!maybe_page(&request("/", &[("host", "farm.example")]), far));
+        assert!(maybe_page(&request("/", &[("origin", "http://farm.example")]), far));
         for (uri, headers, page) in [
             ("/", &[("host", "localhost")][..], false),
             ("/", &[("host", "LOCALHOST:8080")], false),
@@ -411,7 +464,7 @@ mod tests {
             ("http://evil.example/", &[("host", "localhost")], true),
             ("/", &[("host", "localhost"), ("origin", "https://evil.example")], true),
         ] {
-            assert_eq!(maybe_page(&request(uri, headers)), page, "{uri} {headers:?}");
+            assert_eq!(maybe_page(&request(uri, headers), here), page, "{uri} {headers:?}");
         }
     }
 

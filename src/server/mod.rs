@@ -6,6 +6,7 @@ mod admin;
 mod body;
 mod connection;
 mod error;
+mod farm;
 #[cfg(test)]
 mod fuzz;
 mod gateway;
@@ -33,6 +34,7 @@ use crate::{exec::Exec, store::Store};
 
 pub use access::{Access, Anonymous};
 pub use error::ApiError;
+pub use farm::{Audience, BadFile, Farm, Hook, JobTypes, Options as FarmOptions, Variable};
 pub use gateway::{BadManager, Gateway, GatewayOptions};
 pub use metrics::{Job, Metrics};
 pub use tls::{Tls, TlsError};
@@ -86,6 +88,8 @@ pub struct Options {
     pub max_files: usize,
     /// What is done in the background, and when.
     pub upkeep: Upkeep,
+    /// Jobs; without it, there is nothing but the store.
+    pub farm: Option<Arc<Farm>>,
 }
 
 impl Default for Options {
@@ -106,6 +110,7 @@ impl Default for Options {
             max_json_bytes: 512 << 20,
             max_files: 2_000_000,
             upkeep: Upkeep::default(),
+            farm: None,
         }
     }
 }
@@ -150,7 +155,8 @@ pub async fn serve(
     now: CancellationToken,
 ) {
     let exec = Exec::default();
-    let (routes, openapi) = routes::routes();
+    let farm = options.farm.clone();
+    let (routes, openapi) = routes::routes(farm.clone());
     let app: App = Arc::new(State {
         history: store.history().into(),
         metrics: Metrics::new(store.clone(), openapi.paths.paths.keys()),
@@ -174,6 +180,9 @@ pub async fn serve(
         exec.spawn(async move {
             shutdown.run_until_cancelled(manager.greet()).await;
         });
+    }
+    if let Some(farm) = farm {
+        exec.spawn(farm::run(app.clone(), farm));
     }
     for listener in listeners {
         exec.spawn(accept(listener, app.clone(), router.clone(), shutdown.clone()));

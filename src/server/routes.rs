@@ -1,6 +1,6 @@
 //! Which request goes where, and all endpoints but the upload.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -18,8 +18,8 @@ use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App, Peer, access_log::CheckoutRecord, admin, body::next_piece, metrics, openapi,
-    upload,
+    ApiError, App, Farm, Peer, access_log::CheckoutRecord, admin, body::next_piece, farm, metrics,
+    openapi, upload,
 };
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
@@ -63,6 +63,7 @@ const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
     tags(
         (name = "shaman", description = "The file store, as render farms speak to it."),
         (name = "store", description = "What is in the store, what may go, and whether it is whole."),
+        (name = "farm", description = "Jobs, as render farms speak of them."),
         (name = "server", description = "How the server is.")
     )
 )]
@@ -70,12 +71,16 @@ struct Api;
 
 /// All routes, and the OpenAPI document that lists them. A route is registered here or nowhere: then
 /// the two cannot disagree.
-pub(super) fn routes() -> (Router<App>, OpenApi) {
+pub(super) fn routes(farm: Option<Arc<Farm>>) -> (Router<App>, OpenApi) {
     let shaman = OpenApiRouter::new()
         .routes(routes!(status, upload::upload))
         .routes(routes!(requirements))
         .routes(routes!(create));
-    let (routes, mut document) = OpenApiRouter::with_openapi(Api::openapi())
+    let mut all = OpenApiRouter::with_openapi(Api::openapi());
+    if let Some(farm) = farm {
+        all = all.nest(wire::API.trim_end_matches('/'), farm::routes(farm));
+    }
+    let (routes, mut document) = all
         .nest(wire::SHAMAN, shaman)
         .nest(wire::ADMIN, admin::routes())
         .routes(routes!(document))
@@ -440,7 +445,7 @@ pub(super) fn check_files(
         .collect()
 }
 
-async fn not_found(method: Method, uri: Uri) -> ApiError {
+async fn not_found(State(app): State<App>, method: Method, uri: Uri) -> ApiError {
     if uri.path().strip_prefix(wire::SHAMAN).is_some_and(|rest| rest.starts_with("/files/")) {
         return ApiError::bad_request(format!(
             "{} names no blob: expected {}/files/{{sha256}}/{{size}}",
@@ -448,7 +453,21 @@ async fn not_found(method: Method, uri: Uri) -> ApiError {
             wire::SHAMAN
         ));
     }
+    if app.options.farm.is_some() && farm::is_ours(uri.path()) {
+        return not_here(&method, &uri);
+    }
     ApiError::new(StatusCode::NOT_FOUND, format!("there is no {method} {} here", shown(&uri)))
+}
+
+/// What a Manager has and we have not.
+pub(super) fn not_here(method: &Method, uri: &Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_IMPLEMENTED,
+        format!(
+            "{method} {} needs a Flamenco Manager: this farmhand serves files and jobs without one",
+            shown(uri)
+        ),
+    )
 }
 
 async fn wrong_method(request: Request) -> ApiError {

@@ -48,7 +48,7 @@ impl Layout {
     }
 
     /// What farmhand remembers of this store.
-    fn memory(&self) -> PathBuf {
+    pub fn memory(&self) -> PathBuf {
         self.root.join("farmhand")
     }
 

@@ -194,6 +194,16 @@ impl Store {
         }))
     }
 
+    /// The directory of the store, absolute.
+    pub fn dir(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// The directory for what belongs to the store and is no file of anybody.
+    pub fn state_dir(&self) -> std::path::PathBuf {
+        self.layout.memory()
+    }
+
     /// Tells a process that finds the store in use who has it.
     ///
     /// # Errors

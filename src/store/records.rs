@@ -82,6 +82,22 @@ impl Store {
         }
     }
 
+    /// The checkout on record that a path below the directory of checkouts lies in.
+    ///
+    /// # Errors
+    /// If records cannot be read.
+    pub fn checkout_above(&self, path: &str) -> Result<Option<CheckoutPath>, DiskError> {
+        let mut above = path;
+        while let Some((parent, _)) = above.rsplit_once('/') {
+            above = parent;
+            let Ok(checkout) = above.parse::<CheckoutPath>() else { continue };
+            if self.record(&checkout)?.is_some() {
+                return Ok(Some(checkout));
+            }
+        }
+        Ok(None)
+    }
+
     /// All records that can be understood.
     pub(super) fn records(&self) -> Result<Vec<(CheckoutPath, Record)>, DiskError> {
         let dir = self.layout.records();

@@ -18,6 +18,15 @@ pub use token::{TOKEN_PREFIX, hide_tokens, split_token};
 /// The path all Shaman endpoints share, without a slash at its end.
 pub const SHAMAN: &str = "/api/v3/shaman";
 
+/// The path that Flamenco's whole API shares, with a slash at its end.
+pub const API: &str = "/api/v3/";
+
+/// Where a server says what it serves.
+pub const OPENAPI: &str = "/api/v3/openapi3.json";
+
+/// What a server of ours calls itself where a Manager says its name.
+pub const FARM_NAME: &str = "farmhand";
+
 /// The path of everything that only farmhand serves.
 pub const ADMIN: &str = "/farmhand/v1";
 

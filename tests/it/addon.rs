@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, fs};
 
+use farmhand::server::FarmOptions;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 use serde_json::{Value, ser::Formatter};
@@ -73,10 +75,26 @@ impl Session {
 
     /// Sends the Shaman steps on one connection, as the add-on does; returns the checkout's path.
     fn replay(&self, server: &TestServer) -> String {
+        self.replay_steps(server, is_shaman).0
+    }
+
+    /// Sends all of it, with what the add-on takes from earlier answers taken from these; returns the
+    /// checkout's path and the job.
+    fn replay_whole(&self, server: &TestServer) -> (String, Value) {
+        let (checkout, job) = self.replay_steps(server, |_| true);
+        (checkout, job.unwrap())
+    }
+
+    fn replay_steps(
+        &self,
+        server: &TestServer,
+        which: impl Fn(&Value) -> bool,
+    ) -> (String, Option<Value>) {
         let mut connection = server.connect();
-        let mut checkout = None;
+        let (mut checkout, mut etag, mut job): (Option<String>, _, _) = (None, None, None);
         let mut steps = 0;
-        for step in self.steps.iter().filter(|step| is_shaman(step)) {
+        for step in self.steps.iter().filter(|step| which(step)) {
+            let step = &adapted(step, etag.as_ref(), checkout.as_deref());
             let answer = send(&mut connection, step);
             let expected = step["status_seen"].as_u64().unwrap();
             let path = step["path"].as_str().unwrap();
@@ -87,11 +105,23 @@ impl Session {
             );
             if path.ends_with("/create") {
                 checkout = Some(answer.json()["checkoutPath"].as_str().unwrap().to_owned());
+            } else if path.ends_with("/jobs/types") {
+                etag = Some(answer.json()["job_types"][0]["etag"].clone());
+            } else if path.ends_with("/version") {
+                assert_eq!(answer.json()["shortversion"], "3.9-beta1");
+            } else if path.ends_with("/tags") {
+                assert_eq!(answer.json()["tags"], serde_json::json!([]));
+            } else if path.contains("/shared-storage/") {
+                let answer = answer.json();
+                assert_eq!(answer["shamanEnabled"], true);
+                assert!(answer["location"].as_str().unwrap().starts_with('/'));
+            } else if path.ends_with("/jobs") {
+                job = Some(answer.json());
             }
             steps += 1;
         }
         assert!(steps > 50, "{steps}");
-        checkout.unwrap()
+        (checkout.unwrap(), job)
     }
 
     /// The checkout is what the session says it should be.
@@ -118,6 +148,26 @@ impl Session {
 
 pub fn is_shaman(step: &Value) -> bool {
     step["path"].as_str().unwrap().starts_with("/api/v3/shaman/")
+}
+
+/// A step with what the add-on would have put in, had these been the answers it got.
+fn adapted(step: &Value, etag: Option<&Value>, checkout: Option<&str>) -> Value {
+    let mut step = step.clone();
+    if step["json"]["type_etag"].is_string() {
+        let job = &mut step["json"];
+        job["type_etag"] = etag.unwrap().clone();
+        if let Some(checkout) = checkout {
+            let blendfile = job["settings"]["blendfile"].as_str().unwrap();
+            let blendfile = blendfile.replace("{jobs}/shot 010/", &format!("{{jobs}}/{checkout}/"));
+            job["settings"]["blendfile"] = blendfile.into();
+            if job["storage"].is_object() {
+                job["storage"]["shaman_checkout_id"] = checkout.into();
+            }
+        }
+        let length = python_json(&step["json"]).len().to_string();
+        step["headers"]["Content-Length"] = length.into();
+    }
+    step
 }
 
 fn body(step: &Value) -> Option<Vec<u8>> {
@@ -185,6 +235,34 @@ fn both_at_once_send_each_file_and_get_their_own_checkouts() {
     }
     let names: std::collections::HashSet<_> = checkouts.iter().map(|(_, name)| name).collect();
     assert_eq!(names.len(), 4);
+}
+
+/// Without a Manager.
+#[test]
+fn both_generations_connect_and_submit() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let sessions = SESSIONS.map(Session::load);
+    let replays = std::thread::scope(|scope| {
+        [0, 1, 0, 1]
+            .map(|which| {
+                scope.spawn({
+                    let (sessions, server) = (&sessions, &server);
+                    move || (which, sessions[which].replay_whole(server))
+                })
+            })
+            .map(|replay| replay.join().unwrap())
+    });
+    for (which, (checkout, job)) in &replays {
+        sessions[*which].check(&server, checkout);
+        assert_eq!(job["settings"]["blendfile"], format!("{{jobs}}/{checkout}/scene.blend"));
+        // The newer one does not say which checkout is its own, and it goes with the job all the same.
+        let id = job["id"].as_str().unwrap();
+        let goes = server.api("GET", &format!("jobs/{id}/what-would-delete-do"), Value::Null);
+        assert_eq!(goes.json()["shaman_checkout"], true);
+        assert_eq!(server.api("DELETE", &format!("jobs/{id}"), Value::Null).status, 204);
+        assert!(!server.storage().join("jobs").join(checkout).exists());
+    }
+    assert_eq!(server.api("GET", "jobs", Value::Null).json()["jobs"], serde_json::json!([]));
 }
 
 #[test]

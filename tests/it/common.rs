@@ -78,6 +78,20 @@ impl TestServer {
         Self::serve(tempfile::tempdir().unwrap(), storage, options, store::Options::default())
     }
 
+    /// One that keeps jobs, too.
+    pub fn with_farm(farm: server::FarmOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = dir.path().join("storage");
+        Self::farm_over(dir, storage, farm)
+    }
+
+    /// The same over a storage that stays.
+    pub fn farm_over(dir: TempDir, storage: PathBuf, farm: server::FarmOptions) -> Self {
+        let store = Store::open(&storage, store::Options::default()).unwrap();
+        let farm = Some(server::Farm::open(&store, farm).unwrap());
+        Self::serve_store(dir, storage, server::Options { farm, ..Default::default() }, store)
+    }
+
     fn serve(
         dir: TempDir,
         storage: PathBuf,
@@ -85,6 +99,15 @@ impl TestServer {
         store: store::Options,
     ) -> Self {
         let store = Store::open(&storage, store).unwrap();
+        Self::serve_store(dir, storage, options, store)
+    }
+
+    fn serve_store(
+        dir: TempDir,
+        storage: PathBuf,
+        options: server::Options,
+        store: std::sync::Arc<Store>,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -131,6 +154,11 @@ impl TestServer {
         );
         connection.send(head.as_bytes());
         connection.answer()
+    }
+
+    /// Any request of the Manager's API, with JSON or without a body.
+    pub fn api(&self, method: &str, path: &str, body: Value) -> Answer {
+        self.connect().api(method, path, &body)
     }
 
     pub fn upload(&self, content: &[u8]) -> Answer {
@@ -226,6 +254,18 @@ impl Connection {
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Any request of the Manager's API, with JSON or without a body.
+    pub fn api(&mut self, method: &str, path: &str, body: &Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let head = format!(
+            "{method} /api/v3/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+             Content-Type: application/json\r\n\r\n{body}",
+            body.len()
+        );
+        self.send(head.as_bytes());
+        self.answer()
     }
 
     /// The next answer; `None` if the server closes instead.

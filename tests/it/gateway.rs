@@ -1019,6 +1019,8 @@ struct Says {
     preview: (u16, Value),
     /// To the deletion.
     delete: u16,
+    /// Of all jobs, afterwards.
+    jobs: (u16, Value),
 }
 
 impl Says {
@@ -1027,6 +1029,8 @@ impl Says {
             job: (200, json!({ "id": "j1", "storage": { "shaman_checkout_id": checkout } })),
             preview: (200, json!({ "shaman_checkout": true })),
             delete: 204,
+            // Not marked as deleted yet.
+            jobs: (200, json!({ "jobs": [{ "id": "j1", "storage": { "shaman_checkout_id": checkout } }] })),
         }
     }
 }
@@ -1060,6 +1064,7 @@ fn a_deleted_job_takes_its_checkout_with_it_if_the_manager_says_so_and_never_els
         };
         match (seen.method.as_str(), seen.target.as_str()) {
             ("GET", "/api/v3/jobs/j1") => says(&one.job),
+            ("GET", "/api/v3/jobs") => says(&one.jobs),
             ("GET", "/api/v3/jobs/j1/what-would-delete-do") => says(&one.preview),
             ("DELETE", "/api/v3/jobs/j1") => {
                 (StatusCode::from_u16(one.delete).unwrap(), [("x-manager", "yes")], "")
@@ -1116,6 +1121,14 @@ fn a_deleted_job_takes_its_checkout_with_it_if_the_manager_says_so_and_never_els
         ("failed", Says { delete: 500, ..certain.clone() }),
         ("redirected", Says { delete: 307, ..certain.clone() }),
     ];
+    let user = |id: &str, more: Value| {
+        let mut job = json!({ "id": id, "storage": { "shaman_checkout_id": "shots/one" } });
+        job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        (200, json!({ "jobs": [job] }))
+    };
+    let mut unsure = unsure;
+    unsure.push(("used by another", Says { jobs: user("j2", json!({})), ..certain.clone() }));
+    unsure.push(("no list", Says { jobs: (500, json!({ "jobs": [] })), ..certain.clone() }));
     let one = make_checkout(&server, "shots/one");
     assert_eq!(one, "shots/one");
     for (name, one) in unsure {
@@ -1124,7 +1137,7 @@ fn a_deleted_job_takes_its_checkout_with_it_if_the_manager_says_so_and_never_els
         let answer = exchange(server.addr, "DELETE", "/api/v3/jobs/j1", BROWSER, b"");
         assert_eq!((answer.status, header(&answer, "x-manager")), (status, Some("yes")), "{name}");
         let seen = manager.take();
-        assert_eq!(seen.last().unwrap().method, "DELETE", "{name}: the last of all");
+        assert!(seen.iter().any(|seen| seen.method == "DELETE"), "{name}");
         assert_eq!(seen.iter().filter(|seen| seen.method == "DELETE").count(), 1, "{name}");
     }
     // What is done after an answer is done when the next deletion has erased its checkout.
@@ -1137,7 +1150,9 @@ fn a_deleted_job_takes_its_checkout_with_it_if_the_manager_says_so_and_never_els
         let conditional = seen.headers.contains_key("range");
         assert_eq!(conditional, seen.method == "DELETE", "{}", seen.target);
     }
-    *now.lock().unwrap() = Some(certain);
+    // The other one that uses it is going, too.
+    let goes = user("j2", json!({ "delete_requested_at": "2025-07-01T00:00:00Z" }));
+    *now.lock().unwrap() = Some(Says { jobs: goes, ..certain });
     for _ in 0..2 {
         // The second time there is none any more, which is no error.
         assert_eq!(exchange(server.addr, "DELETE", "/api/v3/jobs/j1", BROWSER, b"").status, 204);
@@ -1171,7 +1186,7 @@ fn a_mass_deletion_erases_the_checkouts_of_what_is_gone() {
                 if is_deleted {
                     marked["delete_requested_at"] = json!("2025-07-01T00:00:00Z");
                 } else {
-                    jobs.push(job("gone", old));
+                    jobs.extend([job("gone", old), job("shared", old)]);
                 }
                 jobs.push(marked);
                 axum::Json(json!({ "jobs": jobs })).into_response()
@@ -1191,7 +1206,7 @@ fn a_mass_deletion_erases_the_checkouts_of_what_is_gone() {
         }
     });
     let server = manager.gateway();
-    for name in ["gone", "marked", "spared", "vetoed", "young"] {
+    for name in ["gone", "marked", "shared", "spared", "vetoed", "young"] {
         assert_eq!(make_checkout(&server, &format!("shots/{name}")), format!("shots/{name}"));
     }
     let delete = |body: &str| {
@@ -1201,11 +1216,11 @@ fn a_mass_deletion_erases_the_checkouts_of_what_is_gone() {
     let body = r#"{"last_updated_max":"2025-01-01T00:00:00Z"}"#;
     fails.store(1, SeqCst);
     assert_eq!(delete(body), 416);
-    assert_eq!(checkouts(&server).len(), 5);
+    assert_eq!(checkouts(&server).len(), 6);
     fails.store(0, SeqCst);
     manager.take();
     assert_eq!(delete(body), 204);
-    until(|| checkouts(&server) == ["shots/spared", "shots/vetoed", "shots/young"]);
+    until(|| checkouts(&server) == ["shots/shared", "shots/spared", "shots/vetoed", "shots/young"]);
     let seen = manager.take();
     let passed: Vec<_> = seen.iter().filter(|seen| seen.method == "DELETE").collect();
     assert_eq!((passed.len(), passed[0].body.as_ref()), (1, body.as_bytes()));
@@ -1216,10 +1231,11 @@ fn a_mass_deletion_erases_the_checkouts_of_what_is_gone() {
     for body in ["", "{}", r#"{"last_updated_max":"soon"}"#] {
         assert_eq!(delete(body), 204, "{body}");
         let seen = manager.take();
-        assert_eq!(seen.last().unwrap().body, body);
+        let passed = seen.iter().find(|seen| seen.method == "DELETE").unwrap();
+        assert_eq!(passed.body, body);
     }
     assert_eq!(delete(&" ".repeat(100_000)), 400);
-    assert_eq!(checkouts(&server).len(), 3);
+    assert_eq!(checkouts(&server).len(), 4);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Jobs that are deleted take their checkouts with them: the Manager would erase those of its own
 //! Shaman, and knows nothing of ours. Whatever cannot be found out for certain erases nothing.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -190,10 +190,9 @@ async fn one(app: &App, questions: &Questions<'_>, head: Head, body: Body, answe
         not_certain(path, &reason);
         None
     });
-    if send(app, questions.gateway, &head, body, answered).await
-        && let Some(doomed) = doomed
-    {
-        erase(app, doomed).await;
+    if send(app, questions.gateway, &head, body, answered).await {
+        // It was about this one job, whatever the list says of it a moment later.
+        erase_unused(app, questions, path, doomed.into_iter().collect(), |_, _| true).await;
     }
 }
 
@@ -227,21 +226,41 @@ async fn many(
         Vec::new()
     });
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(request.len()));
-    if !send(app, questions.gateway, &head, Body::from(request), answered).await
-        || doomed.is_empty()
-    {
+    if send(app, questions.gateway, &head, Body::from(request), answered).await {
+        // Which of them it was about is for the Manager to say.
+        let goes = |doomed: &Doomed, left: &[Job]| !left.iter().any(|job| job.id == doomed.job);
+        erase_unused(app, questions, head.target.path(), doomed, goes).await;
+    }
+}
+
+/// Erases what goes, given the jobs that stay, but for what one of those uses.
+async fn erase_unused(
+    app: &App,
+    questions: &Questions<'_>,
+    path: &str,
+    doomed: Vec<Doomed>,
+    goes: impl Fn(&Doomed, &[Job]) -> bool,
+) {
+    if doomed.is_empty() {
         return;
     }
-    // Which of them it was about is for the Manager to say.
-    let left: HashMap<String, bool> = match questions.jobs().await {
-        Ok(jobs) => {
-            jobs.into_iter().map(|job| (job.id, job.delete_requested_at.is_some())).collect()
+    let left = match questions.jobs().await {
+        Ok(mut jobs) => {
+            jobs.retain(|job| job.delete_requested_at.is_none());
+            jobs
         }
-        Err(reason) => return not_certain(head.target.path(), &reason),
+        Err(reason) => return not_certain(path, &reason),
     };
-    for doomed in doomed {
-        if left.get(&doomed.job).is_none_or(|goes| *goes) {
-            erase(app, doomed).await;
+    for doomed in doomed.into_iter().filter(|doomed| goes(doomed, &left)) {
+        let uses = |job: &&Job| {
+            job.id != doomed.job && job.checkout().as_ref() == Some(&doomed.checkout)
+        };
+        match left.iter().find(uses) {
+            Some(other) => tracing::info!(
+                checkout = %doomed.checkout, job = doomed.job, other = other.id,
+                "not erased with its job: another one uses it"
+            ),
+            None => erase(app, doomed).await,
         }
     }
 }

@@ -1,0 +1,396 @@
+//! Jobs without a Manager: taken, kept, given to a command, and deleted.
+
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use farmhand::{
+    jobs::JobStatus,
+    server::{FarmOptions, Hook},
+};
+use serde_json::{Value, json};
+
+use super::common::*;
+
+fn job(name: &str) -> Value {
+    json!({
+        "name": name, "type": "simple-blender-render", "priority": 50, "submitter_platform": "linux",
+        "settings": { "frames": "1-3", "blendfile": "{jobs}/shot/scene.blend" },
+        "metadata": { "project": "x" },
+    })
+}
+
+fn ask(server: &TestServer, path: &str) -> Value {
+    let answer = server.api("GET", path, Value::Null);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
+}
+
+fn submit(server: &TestServer, job: Value) -> String {
+    let answer = server.api("POST", "jobs", job);
+    assert_eq!(answer.status, 200, "{:?}", String::from_utf8_lossy(&answer.body));
+    answer.json()["id"].as_str().unwrap().to_owned()
+}
+
+fn status_of(server: &TestServer, id: &str) -> String {
+    ask(server, &format!("jobs/{id}"))["status"].as_str().unwrap().to_owned()
+}
+
+fn set_status(server: &TestServer, id: &str, status: &str) -> Answer {
+    let body = json!({ "status": status, "reason": "because" });
+    server.api("POST", &format!("jobs/{id}/setstatus"), body)
+}
+
+/// A server whose jobs are given to a shell script.
+fn with_script(script: &str, change: impl FnOnce(&mut Hook)) -> (tempfile::TempDir, TestServer) {
+    let dir = tempfile::tempdir().unwrap();
+    let farm = scripted(dir.path(), script, change);
+    (dir, TestServer::with_farm(farm))
+}
+
+fn scripted(dir: &Path, script: &str, change: impl FnOnce(&mut Hook)) -> FarmOptions {
+    let path = dir.join("hook");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut hook = Hook {
+        command: vec!["/bin/sh".into(), path.to_str().unwrap().into(), "an argument".into()],
+        timeout: PATIENCE,
+        parallel: 1,
+        then: JobStatus::Completed,
+    };
+    change(&mut hook);
+    FarmOptions { hook: Some(hook), ..FarmOptions::default() }
+}
+
+#[test]
+fn a_job_is_taken_kept_and_served() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    assert_eq!(server.api("POST", "jobs/check", job("first")).status, 204);
+    assert_eq!(ask(&server, "jobs")["jobs"], json!([]), "a check keeps nothing");
+    assert_eq!(ask(&server, "status")["status"], "idle");
+    let name = "?*:;{}\\/.. \u{1f33e} \n\t\u{202e}\0";
+    let first = submit(&server, job(name));
+    let mut paused = job("second");
+    paused["initial_status"] = "paused".into();
+    let second = submit(&server, paused);
+    let all = ask(&server, "jobs")["jobs"].clone();
+    assert_eq!(all[0]["id"], second.as_str(), "the latest first");
+    let found = ask(&server, &format!("jobs/{first}"));
+    assert_eq!(found, all[1]);
+    assert_eq!(found["name"], name);
+    assert_eq!(found["status"], "queued");
+    assert_eq!(found["settings"]["chunk_size"], 1, "defaults are put in");
+    assert_eq!(found["metadata"]["project"], "x");
+    assert_eq!((&found["steps_completed"], &found["steps_total"]), (&json!(0), &json!(1)));
+    let created: jiff::Timestamp = found["created"].as_str().unwrap().parse().unwrap();
+    assert!(found["created"].as_str().unwrap().len() <= "2026-11-24T12:00:00.123456Z".len());
+    assert!(jiff::Timestamp::now().duration_since(created) < jiff::SignedDuration::from_secs(60));
+    assert_eq!(status_of(&server, &second), "paused");
+    assert_eq!(ask(&server, "status")["status"], "waiting");
+
+    assert_eq!(set_status(&server, &second, "queued").status, 204);
+    assert_eq!(status_of(&server, &second), "queued");
+    assert_eq!(set_status(&server, &second, "cancel-requested").status, 204);
+    let canceled = ask(&server, &format!("jobs/{second}"));
+    assert_eq!(
+        (&canceled["status"], &canceled["activity"]),
+        (&json!("canceled"), &json!("because"))
+    );
+    set_status(&server, &second, "paused").is_error(422, "canceled cannot become paused");
+    set_status(&server, &second, "asleep").is_error(400, "unknown variant");
+    let path = format!("jobs/{first}/setpriority");
+    assert_eq!(server.api("POST", &path, json!({ "priority": 90 })).status, 204);
+    assert_eq!(ask(&server, &format!("jobs/{first}"))["priority"], 90);
+    server.api("POST", &path, json!({ "priority": 101 })).is_error(422, "from 0 to 100");
+    server.api("POST", &path, json!({ "priority": "high" })).is_error(400, "not as expected");
+    assert_eq!(ask(&server, &format!("jobs/{first}/tasks"))["tasks"], json!([]));
+    assert_eq!(server.api("GET", &format!("tasks/{first}/logtail"), Value::Null).status, 204);
+}
+
+#[test]
+fn jobs_survive_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = dir.path().join("storage");
+    let start = || {
+        let own = tempfile::tempdir().unwrap();
+        TestServer::farm_over(own, storage.clone(), FarmOptions::default())
+    };
+    let id = submit(&start(), job("kept"));
+    let server = start();
+    assert_eq!(ask(&server, &format!("jobs/{id}"))["name"], "kept");
+}
+
+#[test]
+fn what_is_no_job_is_refused_and_keeps_nothing() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut job = job("x");
+        change(&mut job);
+        job
+    };
+    let set = |key: &'static str, value: Value| with(&|job| job["settings"][key] = value.clone());
+    for (job, status, says) in [
+        (json!({}), 400, "missing field"),
+        (json!([]), 400, "it is a list"),
+        (with(&|job| job["name"] = " ".into()), 400, "no name"),
+        (with(&|job| job["name"] = Value::Null), 400, "not as expected"),
+        (
+            with(&|job| job["type"] = "unknown".into()),
+            400,
+            "no job type \"unknown\" here; there is simple-blender-render",
+        ),
+        (with(&|job| job["priority"] = json!(-1)), 400, "from 0 to 100"),
+        (with(&|job| job["priority"] = json!(50.5)), 400, "not as expected"),
+        (with(&|job| job["submitter_platform"] = "amiga".into()), 400, "unknown variant"),
+        (with(&|job| job["type_etag"] = "old".into()), 412, "fetch the job types again"),
+        (with(&|job| job["initial_status"] = "completed".into()), 400, "queued or paused"),
+        (with(&|job| job["worker_tag"] = "gpu".into()), 400, "no worker tags"),
+        (with(&|job| job["metadata"] = json!({"a": 1})), 400, "not as expected"),
+        (with(&|job| job["settings"] = json!([])), 400, "not as expected"),
+        (with(&|job| job["settings"] = json!({})), 400, "frames is missing"),
+        (set("frames", json!(7)), 400, "frames takes a text, not 7"),
+        (set("chunk_size", json!("1")), 400, "chunk_size takes a whole number"),
+        (set("fps", json!(true)), 400, "fps takes a number"),
+        (set("more", json!(1)), 400, "no setting \"more\""),
+        (with(&|job| job["name"] = "x".repeat(2 << 20).into()), 413, "longer than"),
+    ] {
+        for path in ["jobs/check", "jobs"] {
+            server.api("POST", path, job.clone()).is_error(status, says);
+        }
+    }
+    assert_eq!(ask(&server, "jobs")["jobs"], json!([]));
+    for path in
+        ["jobs/none", "jobs/none/tasks", "jobs/none/what-would-delete-do", "tasks/none/logtail"]
+    {
+        server.api("GET", path, Value::Null).is_error(404, "no job \"none\"");
+    }
+    set_status(&server, "none", "queued").is_error(404, "no job");
+    server.api("DELETE", "jobs/none", Value::Null).is_error(404, "no job");
+    for (method, path) in [
+        ("GET", "worker-mgt/workers"),
+        ("POST", "worker/register-worker"),
+        ("GET", "configuration/file"),
+        ("DELETE", "jobs/mass-delete"),
+        ("GET", "jobs/last-rendered"),
+        ("POST", "jobs/none/settag"),
+    ] {
+        server.api(method, path, Value::Null).is_error(501, "needs a Flamenco Manager");
+    }
+    server
+        .api("GET", "jobs/type/none", Value::Null)
+        .is_error(404, "there is simple-blender-render");
+}
+
+#[test]
+fn where_things_are_depends_on_who_asks() {
+    let locations = BTreeMap::from([("windows", "F:\\farm".to_owned())]);
+    let variables = json!([
+        {"name": "share", "value": "/mnt/share", "platform": "linux", "two_way": true},
+        {"name": "share", "value": "S:\\", "platform": "windows", "two_way": true},
+        {"name": "blender", "value": "blender", "audience": "workers"},
+    ]);
+    let variables = serde_json::from_value(variables).unwrap();
+    let server =
+        TestServer::with_farm(FarmOptions { locations, variables, ..FarmOptions::default() });
+    let storage = server.storage().to_str().unwrap().to_owned();
+    for (platform, location) in [("linux", storage.as_str()), ("windows", "F:\\farm")] {
+        let found = ask(&server, &format!("configuration/shared-storage/users/{platform}"));
+        let expected = json!({
+            "location": location, "audience": "users", "platform": platform, "shamanEnabled": true
+        });
+        assert_eq!(found, expected);
+    }
+    let found = ask(&server, "configuration/variables/workers/windows");
+    assert_eq!(found["jobs"], json!({ "value": "F:\\farm\\jobs", "is_twoway": false }));
+    assert_eq!(found["share"]["value"], "S:\\");
+    assert_eq!(found["blender"]["value"], "blender");
+    let found = ask(&server, "configuration/variables/users/linux");
+    assert_eq!(found["jobs"]["value"], format!("{storage}/jobs"));
+    assert!(found.get("blender").is_none());
+    for path in ["shared-storage/users/amiga", "shared-storage/cats/linux", "variables/users/x"] {
+        server.api("GET", &format!("configuration/{path}"), Value::Null).is_error(400, "ask for");
+    }
+    assert_eq!(ask(&server, "configuration")["storageLocation"], storage.as_str());
+    // A path on one platform becomes a name that means the same on another.
+    let mut job = job("x");
+    job["settings"]["render_output_path"] = "/mnt/share/out/######".into();
+    let id = submit(&server, job);
+    let settings = ask(&server, &format!("jobs/{id}"))["settings"].clone();
+    assert_eq!(settings["render_output_path"], "{share}/out/######");
+}
+
+#[test]
+fn a_job_is_given_to_the_command_with_paths_of_this_machine() {
+    let (dir, server) =
+        with_script("echo \"$1 $FARMHAND_JOB_ID\"; echo problem >&2; cat > \"$0.json\"", |_| {});
+    let mut job = job("x");
+    job["settings"]["render_output_path"] = "/out/{timestamp}/######".into();
+    let id = submit(&server, job);
+    until(|| status_of(&server, &id) == "completed");
+    let given = fs::read(dir.path().join("hook.json")).unwrap();
+    let given: Value = serde_json::from_slice(&given).unwrap();
+    let jobs = server.storage().join("jobs");
+    assert_eq!(given["id"], id.as_str());
+    assert_eq!(given["settings"]["blendfile"], format!("{}/shot/scene.blend", jobs.display()));
+    let output = given["settings"]["render_output_path"].as_str().unwrap();
+    assert_eq!(output.len(), "/out/2026-11-24_120000/######".len(), "{output}");
+    let found = ask(&server, &format!("jobs/{id}"));
+    assert_eq!(found["run"]["exit_code"], 0);
+    let output = found["run"]["output"].as_str().unwrap();
+    assert!(
+        output.contains(&format!("an argument {id}\n")) && output.contains("problem\n"),
+        "{output}"
+    );
+    assert_eq!(found["settings"]["blendfile"], "{jobs}/shot/scene.blend");
+    assert_eq!(found["steps_completed"], 1);
+    assert_eq!(ask(&server, &format!("jobs/{id}/tasks"))["tasks"][0]["status"], "completed");
+    let tail = server.api("GET", &format!("tasks/{id}/logtail"), Value::Null);
+    assert_eq!(String::from_utf8(tail.body).unwrap(), output);
+    // Once more, on request.
+    fs::remove_file(dir.path().join("hook.json")).unwrap();
+    assert_eq!(set_status(&server, &id, "requeueing").status, 204);
+    until(|| status_of(&server, &id) == "completed");
+    assert!(dir.path().join("hook.json").exists());
+}
+
+#[test]
+fn what_goes_wrong_with_the_command_is_kept_and_shown() {
+    for (script, change, says) in [
+        (
+            "echo so far; exit 3",
+            Box::new(|_: &mut Hook| {}) as Box<dyn FnOnce(&mut Hook)>,
+            "exit code 3",
+        ),
+        ("kill -9 $$", Box::new(|_: &mut Hook| {}), "signal: 9"),
+        (
+            "",
+            Box::new(|hook: &mut Hook| hook.command = vec!["/no/such/program".into()]),
+            "cannot run /no/such/program: No such file",
+        ),
+        (
+            "echo so far; sleep 1000",
+            Box::new(|hook: &mut Hook| hook.timeout = Duration::from_millis(300)),
+            "it took longer than 0.3 s",
+        ),
+    ] {
+        let (_dir, server) = with_script(script, change);
+        let id = submit(&server, job("x"));
+        until(|| status_of(&server, &id) == "failed");
+        let found = ask(&server, &format!("jobs/{id}"));
+        let activity = found["activity"].as_str().unwrap();
+        assert!(activity.contains(says), "{activity}");
+        let said = script.contains("so far");
+        assert_eq!(found["run"]["output"], if said { "so far\n" } else { "" });
+        assert!(found["run"]["ended"].is_string());
+    }
+}
+
+#[test]
+fn a_command_that_runs_can_be_ended_with_all_it_has_started() {
+    // The grandchild would go on.
+    let script = "sleep 1000 & echo $! > \"$0.pid\"; echo started; wait";
+    let (dir, server) = with_script(script, |_| {});
+    let id = submit(&server, job("x"));
+    // What it has written so far can be seen while it runs.
+    until(|| ask(&server, &format!("jobs/{id}"))["run"]["output"] == "started\n");
+    assert_eq!(ask(&server, "status")["status"], "active");
+    set_status(&server, &id, "requeueing").is_error(422, "cancel it first");
+    set_status(&server, &id, "paused").is_error(422, "cancel it first");
+    assert_eq!(set_status(&server, &id, "cancel-requested").status, 204);
+    until(|| ask(&server, &format!("jobs/{id}"))["run"]["ended"].is_string());
+    assert_eq!(status_of(&server, &id), "canceled");
+    let pid = fs::read_to_string(dir.path().join("hook.pid")).unwrap();
+    let stat = format!("/proc/{}/stat", pid.trim());
+    // Gone, or waiting for somebody to take note of that.
+    until(|| fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+
+    // A job that runs can be deleted: its command is ended first.
+    let id = submit(&server, job("y"));
+    until(|| ask(&server, &format!("jobs/{id}"))["run"]["output"] == "started\n");
+    assert_eq!(server.api("DELETE", &format!("jobs/{id}"), Value::Null).status, 204);
+    server.api("GET", &format!("jobs/{id}"), Value::Null).is_error(404, "no job");
+}
+
+#[test]
+fn jobs_have_their_turn_by_priority() {
+    let (dir, server) =
+        with_script("while [ ! -e \"$0.go\" ]; do sleep 0.01; done; cat >> \"$0.json\"", |_| {});
+    let ids: Vec<_> = [("a", 50), ("b", 10), ("c", 60), ("d", 60)]
+        .into_iter()
+        .map(|(name, priority)| {
+            let mut job = job(name);
+            job["priority"] = priority.into();
+            let id = submit(&server, job);
+            if name == "a" {
+                until(|| status_of(&server, &id) == "active");
+            }
+            id
+        })
+        .collect();
+    fs::write(dir.path().join("hook.go"), "").unwrap();
+    for id in &ids {
+        until(|| status_of(&server, id) == "completed");
+    }
+    let given = fs::read_to_string(dir.path().join("hook.json")).unwrap();
+    let names: Vec<_> = given
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].clone())
+        .collect();
+    assert_eq!(names, ["a", "c", "d", "b"]);
+}
+
+#[test]
+fn a_job_that_is_handed_over_is_active_until_somebody_says_how_it_ended() {
+    let (_dir, server) = with_script("true", |hook| hook.then = JobStatus::Active);
+    let id = submit(&server, job("x"));
+    until(|| ask(&server, &format!("jobs/{id}"))["activity"] == "handed over");
+    assert_eq!(status_of(&server, &id), "active");
+    assert_eq!(set_status(&server, &id, "completed").status, 204);
+    assert_eq!(status_of(&server, &id), "completed");
+}
+
+#[test]
+fn a_checkout_that_another_job_uses_stays() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    assert_eq!(server.upload(b"scene").status, 204);
+    let body = json!({ "checkoutPath": "shot", "files": [file(b"scene", "scene.blend")] });
+    assert_eq!(server.post_json("checkout/create", &body).status, 200);
+    let (first, second) = (submit(&server, job("a")), submit(&server, job("b")));
+    let goes = |id: &str| {
+        ask(&server, &format!("jobs/{id}/what-would-delete-do"))["shaman_checkout"] == true
+    };
+    let checkout = server.storage().join("jobs/shot/scene.blend");
+    assert!(!goes(&first) && !goes(&second));
+    assert_eq!(server.api("DELETE", &format!("jobs/{first}"), Value::Null).status, 204);
+    assert!(checkout.exists());
+    assert!(goes(&second));
+    assert_eq!(server.api("DELETE", &format!("jobs/{second}"), Value::Null).status, 204);
+    assert!(!checkout.exists());
+    // One whose checkout is gone already, or never was one, can be deleted, too.
+    for (name, storage) in [
+        ("gone", json!({"shaman_checkout_id": "shot"})),
+        ("odd", json!({"shaman_checkout_id": "../.."})),
+    ] {
+        let mut job = job(name);
+        job["storage"] = storage;
+        let id = submit(&server, job);
+        assert_eq!(server.api("DELETE", &format!("jobs/{id}"), Value::Null).status, 204);
+    }
+    assert!(server.storage().join("jobs").exists());
+}
+
+#[test]
+fn a_web_page_cannot_submit() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let body = job("x").to_string();
+    for header in ["Origin: http://localhost:8080", "Host: evil.example"] {
+        let mut connection = server.connect();
+        let host = if header.starts_with("Host") { "" } else { "Host: localhost\r\n" };
+        let head = format!(
+            "POST /api/v3/jobs HTTP/1.1\r\n{host}{header}\r\nContent-Length: {}\r\n\
+             Content-Type: application/json\r\n\r\n{body}",
+            body.len()
+        );
+        connection.send(head.as_bytes());
+        connection.answer().is_error(403, "web page");
+    }
+    assert_eq!(ask(&server, "jobs")["jobs"], json!([]));
+}
