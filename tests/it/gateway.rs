@@ -1030,7 +1030,10 @@ impl Says {
             preview: (200, json!({ "shaman_checkout": true })),
             delete: 204,
             // Not marked as deleted yet.
-            jobs: (200, json!({ "jobs": [{ "id": "j1", "storage": { "shaman_checkout_id": checkout } }] })),
+            jobs: (
+                200,
+                json!({ "jobs": [{ "id": "j1", "storage": { "shaman_checkout_id": checkout } }] }),
+            ),
         }
     }
 }
@@ -1174,15 +1177,20 @@ fn a_mass_deletion_erases_the_checkouts_of_what_is_gone() {
     let (count, fails) = (deleted.clone(), Arc::new(AtomicUsize::new(0)));
     let failing = fails.clone();
     let old = "2024-06-01T00:00:00Z";
-    let job = move |id: &str, updated: &str| json!({ "id": id, "updated": updated, "storage": { "shaman_checkout_id": format!("shots/{id}") } });
+    let job = move |id: &str, updated: &str| {
+        let storage = json!({ "shaman_checkout_id": format!("shots/{id}") });
+        json!({ "id": id, "updated": updated, "storage": storage })
+    };
     let manager = Manager::start(move |seen| {
         let is_deleted = count.load(SeqCst) > 0;
         match (seen.method.as_str(), seen.target.as_str()) {
             ("GET", "/api/v3/jobs") => {
                 let (mut marked, young) =
                     (job("marked", old), job("young", "2025-06-01T00:00:00Z"));
-                let mut jobs =
-                    vec![young, job("spared", old), job("vetoed", old), job("../evil", old)];
+                let mut shares = job("shares", "2025-06-01T00:00:00Z");
+                shares["storage"]["shaman_checkout_id"] = json!("shots/shared");
+                let mut jobs = vec![young, shares];
+                jobs.extend(["spared", "vetoed", "../evil"].map(|id| job(id, old)));
                 if is_deleted {
                     marked["delete_requested_at"] = json!("2025-07-01T00:00:00Z");
                 } else {

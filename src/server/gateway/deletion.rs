@@ -252,9 +252,8 @@ async fn erase_unused(
         Err(reason) => return not_certain(path, &reason),
     };
     for doomed in doomed.into_iter().filter(|doomed| goes(doomed, &left)) {
-        let uses = |job: &&Job| {
-            job.id != doomed.job && job.checkout().as_ref() == Some(&doomed.checkout)
-        };
+        let uses =
+            |job: &&Job| job.id != doomed.job && job.checkout().as_ref() == Some(&doomed.checkout);
         match left.iter().find(uses) {
             Some(other) => tracing::info!(
                 checkout = %doomed.checkout, job = doomed.job, other = other.id,
