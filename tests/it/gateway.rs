@@ -905,33 +905,66 @@ fn a_manager_may_be_restarted_between_two_requests() {
 
 #[test]
 fn connections_to_the_manager_are_used_again_and_a_closed_one_costs_nothing() {
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counted = connections.clone();
+    let (asked, close) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, closing) = (asked.clone(), close.clone());
     let manager = raw(move |head, reader| {
-        let number = counted.fetch_add(1, SeqCst);
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Port: {}\r\n\r\nok",
-            reader.get_ref().peer_addr().unwrap().port()
-        );
-        if number == 3 {
+        assert!(head.starts_with("GET /x "));
+        count.fetch_add(1, SeqCst);
+        if closing.swap(0, SeqCst) > 0 {
             // Taken, and closed without an answer, as when it has just timed out.
             return false;
         }
+        let port = reader.get_ref().peer_addr().unwrap().port();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Port: {port}\r\n\r\nok");
         reader.get_mut().write_all(answer.as_bytes()).unwrap();
-        assert!(head.starts_with("GET /x "));
         true
     });
     let server = gateway(&format!("http://{manager}"));
     let mut connection = server.connect();
-    let mut ports = Vec::new();
-    for _ in 0..5 {
+    let mut port = || {
         let answer = connection.get("/x");
-        assert_eq!(answer.status, 200);
-        ports.push(header(&answer, "x-port").unwrap().to_owned());
+        assert_eq!(answer.status, 200, "{answer:?}");
+        header(&answer, "x-port").unwrap().to_owned()
+    };
+    let mut last = port();
+    // One is not used again that is not known to be free yet.
+    until(|| std::mem::replace(&mut last, port()) == last);
+    let before = asked.load(SeqCst);
+    close.store(1, SeqCst);
+    assert_ne!(port(), last);
+    assert_eq!(asked.load(SeqCst) - before, 2);
+}
+
+/// What the way through costs: for `benches/RESULTS.md`.
+#[test]
+#[ignore = "it measures, and is to be run in release and alone"]
+fn what_the_gateway_costs() {
+    const ROUNDS: usize = 10;
+    const REQUESTS: usize = 1000;
+    let manager = Manager::start(|_| axum::Json(json!({ "version": "3.9" })).into_response());
+    let home = tempfile::tempdir().unwrap();
+    let url = format!("http://{}/", manager.addr);
+    let storage = home.path().join("s");
+    let server = ServerProcess::start(home.path(), &storage, &["--manager", url.as_str()]);
+    let mut ways = [(manager.addr, Vec::new()), (server.address(), Vec::new())];
+    for round in 0..=ROUNDS {
+        for (addr, times) in &mut ways {
+            let mut connection = Connection::new(*addr);
+            for _ in 0..REQUESTS {
+                let start = std::time::Instant::now();
+                assert_eq!(connection.get("/api/v3/version").status, 200);
+                // The first round warms up.
+                if round > 0 {
+                    times.push(start.elapsed());
+                }
+            }
+        }
     }
-    assert_eq!(ports[0], ports[1]);
-    assert_eq!(ports[1], ports[2]);
-    assert_ne!(ports[2], ports[3]);
+    for (name, (_, times)) in ["directly", "through the gateway"].iter().zip(&mut ways) {
+        times.sort();
+        let of = |share: usize| times[times.len() * share / 100].as_micros();
+        println!("{name}: p50 {} µs, p90 {} µs, p99 {} µs", of(50), of(90), of(99));
+    }
 }
 
 #[cfg(target_os = "linux")]
