@@ -47,6 +47,15 @@ pub(super) struct Serve {
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
 
+    /// A Flamenco Manager: what is not for this server is passed on to it [default: there is none]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["job_types", "hook"])]
+    manager: Option<String>,
+
+    /// Show the Manager this header, for a proxy in front of it; can be given more than once, and be kept
+    /// from other users of this machine in the setting headers
+    #[arg(long = "header", value_name = "NAME: VALUE", requires = "manager")]
+    headers: Vec<String>,
+
     /// A directory with definitions of job types, for submits to this server [default: one type,
     /// simple-blender-render]
     #[arg(long, value_name = "DIR")]
@@ -65,6 +74,8 @@ impl Serve {
         overrides.set_path("storage", "--storage", self.storage.as_ref());
         overrides.set("serve.anonymous", "--anonymous", self.anonymous.as_ref());
         overrides.set_path("serve.tokens", "--tokens", self.tokens.as_ref());
+        overrides.set("serve.manager", "--manager", self.manager.as_ref());
+        overrides.set_headers(&self.headers);
         overrides.set_path("jobs.types", "--job-types", self.job_types.as_ref());
         overrides.set_path("jobs.hook", "--hook", self.hook.as_ref());
     }
@@ -74,11 +85,16 @@ impl Serve {
         let settings = &context.settings;
         let addresses = addresses(settings)?;
         let guard = Guard::load(settings)?;
+        let manager = settings.gateway()?;
         let (dir, _) = settings.storage()?;
-        let farm = settings.farm_options()?;
-        require_job_types(&farm)?;
+        // The Manager has the jobs, if there is one.
+        let farm = match manager {
+            Some(_) => None,
+            None => Some(settings.farm_options()?),
+        };
+        farm.as_ref().map(require_job_types).transpose()?;
         let store = Store::open(&dir, settings.store_options())?;
-        let farm = Farm::open(&store, farm).map_err(|error| {
+        let farm = farm.map(|farm| Farm::open(&store, farm)).transpose().map_err(|error| {
             let next =
                 "restore that file, or move it away with those beside it whose names begin alike";
             Failure::new(Exit::Failed, format!("{error}; {next}"))
@@ -116,7 +132,8 @@ impl Serve {
         let options = server::Options {
             access: guard.access.clone(),
             tls: guard.tls.clone(),
-            farm: Some(farm),
+            manager,
+            farm,
             ..settings.server_options()
         };
         let serving = server::serve(listeners, store, options, shutdown, now);

@@ -159,6 +159,10 @@ pub(super) struct Serve {
     pub tls_cert: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
+    /// The Manager that gets what is not for us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manager: Option<String>,
+    pub manager_timeout: Time,
     pub defer: server::Defer,
     pub hold: Time,
     pub create_wait: Time,
@@ -181,6 +185,8 @@ impl Default for Serve {
             tokens: None,
             tls_cert: None,
             tls_key: None,
+            manager: None,
+            manager_timeout: Time(server::GatewayOptions::default().answer_timeout),
             defer: options.defer,
             hold: Time(options.hold),
             create_wait: Time(options.create_wait),
@@ -615,6 +621,8 @@ const KEYS: &[&str] = &[
     "serve.tokens",
     "serve.tls_cert",
     "serve.tls_key",
+    "serve.manager",
+    "serve.manager_timeout",
     "serve.defer",
     "serve.hold",
     "serve.create_wait",
@@ -858,7 +866,9 @@ impl Settings {
         KEYS.iter().map(|&key| {
             let value = get(&self.table, key).map(|value| match (key, value) {
                 ("token" | "headers", _) => Value::String(HIDDEN.into()),
-                ("server", Value::String(url)) => Value::String(hide_tokens(url).into_owned()),
+                ("server" | "serve.manager", Value::String(url)) => {
+                    Value::String(hide_tokens(url).into_owned())
+                }
                 (_, value) => value.clone(),
             });
             (key, value, self.source(key))
@@ -909,12 +919,7 @@ impl Settings {
             }
             None => client::Roots::default(),
         };
-        let mut headers = client::Headers::default();
-        for (index, text) in self.values.headers.iter().enumerate() {
-            headers.add(&text.0).map_err(|error| {
-                usage(format!("number {} of the setting headers (--header): {error}", index + 1))
-            })?;
-        }
+        let headers = self.headers()?;
         if token.is_some() && headers.authorize() {
             return Err(usage(
                 "there is a token, and a header Authorization, which is where tokens go; give one of them"
@@ -923,6 +928,38 @@ impl Settings {
         }
         let retries = self.values.upload.retries as usize;
         Ok(client::Options { retries, token, headers, roots, ..client::Options::default() })
+    }
+
+    fn headers(&self) -> Result<client::Headers, Failure> {
+        let mut headers = client::Headers::default();
+        for (index, text) in self.values.headers.iter().enumerate() {
+            headers.add(&text.0).map_err(|error| {
+                usage(format!("number {} of the setting headers (--header): {error}", index + 1))
+            })?;
+        }
+        Ok(headers)
+    }
+
+    /// The Manager behind `farmhand serve`, and the way to it.
+    pub fn gateway(&self) -> Result<Option<Arc<server::Gateway>>, Failure> {
+        let Some(url) = &self.values.serve.manager else { return Ok(None) };
+        let answer_timeout = self.values.serve.manager_timeout.0;
+        let mut options =
+            server::GatewayOptions { answer_timeout, ..server::GatewayOptions::default() };
+        let headers = self.headers()?;
+        options.headers =
+            headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        if let Some(path) = &self.values.ca {
+            let pem = fs::read(path).map_err(|error| {
+                usage(format!("cannot read the certificates in {}: {error}", path.display()))
+            })?;
+            if !options.trust(&pem) {
+                return Err(usage(format!("{}: {}", path.display(), client::BadRoots)));
+            }
+        }
+        let gateway = server::Gateway::new(url, options)
+            .map_err(|error| usage(format!("the setting serve.manager: {error}")))?;
+        Ok(Some(Arc::new(gateway)))
     }
 
     /// The directory of the embedded store, and whether somebody chose it.
@@ -944,6 +981,7 @@ impl Settings {
             // Who runs the server says who may do what.
             access: Arc::default(),
             tls: None,
+            manager: None,
             defer: serve.defer,
             hold: serve.hold.0,
             create_wait: serve.create_wait.0,

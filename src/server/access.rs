@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::{
-    ApiError, Peer,
+    ApiError, Peer, gateway,
     tokens::{Scope, Scopes, Tokens},
 };
 use crate::wire::{self, hide_tokens, split_token};
@@ -80,6 +80,15 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
         () if is_ours => Some(Scope::Admin),
         () if path == "/metrics" && reads => Some(Scope::Read),
         () => None,
+    }
+}
+
+/// What a request needs that is passed on to a Manager.
+fn needed_behind(method: &Method, is_tunnel: bool) -> Scope {
+    match *method {
+        // Anything may be said through a tunnel.
+        Method::GET | Method::HEAD | Method::OPTIONS if !is_tunnel => Scope::Read,
+        _ => Scope::Checkout,
     }
 }
 
@@ -168,9 +177,11 @@ fn decide(
 }
 
 /// Lets a request in, with its token taken off, or says why not. Returns the name of its token.
+/// With a Manager behind us, nothing is open for the reason that there is nothing.
 pub(super) fn admit(
     access: &Access,
     peer: Peer,
+    has_manager: bool,
     request: &mut Request,
 ) -> Result<Option<String>, ApiError> {
     let mut texts = Vec::new();
@@ -197,8 +208,13 @@ pub(super) fn admit(
         maybe_page: maybe_page(request, peer),
     };
     let (method, path) = (request.method(), request.uri().path());
-    let need = needed(method, path);
-    let is_guarded = need.is_some_and(|need| is_guarded(method, path, need));
+    let (need, is_guarded) = if has_manager && !gateway::is_ours(path) {
+        // Its own web pages are among those who send this.
+        (Some(needed_behind(method, gateway::is_tunnel(request))), false)
+    } else {
+        let need = needed(method, path);
+        (need, need.is_some_and(|need| is_guarded(method, path, need)))
+    };
     decide(access.anonymous, need, is_guarded, caller).map(|()| name.clone()).map_err(|refusal| {
         let (status, path) = (refusal.status(), hide_tokens(request.uri().path()));
         tracing::info!(
@@ -313,6 +329,26 @@ mod tests {
         ] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             assert_eq!(needed(&method, path), scope, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn to_reach_the_manager_takes_a_scope_for_everything() {
+        for (method, is_tunnel, scope) in [
+            ("GET", false, Scope::Read),
+            ("HEAD", false, Scope::Read),
+            ("OPTIONS", false, Scope::Read),
+            ("GET", true, Scope::Checkout),
+            ("POST", false, Scope::Checkout),
+            ("PUT", false, Scope::Checkout),
+            ("DELETE", false, Scope::Checkout),
+            ("PATCH", false, Scope::Checkout),
+            ("TRACE", false, Scope::Checkout),
+            ("QUERY", false, Scope::Checkout),
+            ("get", false, Scope::Checkout),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(needed_behind(&method, is_tunnel), scope, "{method} {is_tunnel}");
         }
     }
 
@@ -446,7 +482,7 @@ mod tests {
         let admitted = |uri: &str, headers: &[(&str, &str)]| {
             let mut request = request(uri, headers);
             let result =
-                admit(&access, peer, &mut request).map_err(|error| error.status().as_u16());
+                admit(&access, peer, false, &mut request).map_err(|error| error.status().as_u16());
             let text = format!("{request:?}");
             assert!(!text.contains("-token"), "{text}");
             (result.map(Option::unwrap_or_default), request.uri().to_string())

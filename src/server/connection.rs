@@ -2,15 +2,26 @@
 
 use std::{
     convert::Infallible,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, response::IntoResponse};
-use hyper::{body::Incoming, service::service_fn};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use hyper::{
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,7 +32,13 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::Instrument;
 
-use super::{App, Options, Peer, access::admit, body::Draining, unfold::Unfold};
+use super::{
+    App, Options, Peer,
+    access::admit,
+    body::Draining,
+    gateway::{self, Tunnels},
+    unfold::Unfold,
+};
 
 /// What a connection reads at once, at most; no head can be longer. Of a body that comes faster than the
 /// disk takes it, some five of these are in memory: hyper's own buffer would be of 400 KiB.
@@ -58,8 +75,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     shutdown: CancellationToken,
 ) {
     let activity = Arc::new(Activity::default());
+    let tunnels = Tunnels::default();
     let service = {
-        let (app, activity) = (app.clone(), activity.clone());
+        let (app, activity, tunnels) = (app.clone(), activity.clone(), tunnels.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
             let expects_continue = request
                 .headers()
@@ -70,19 +88,21 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             request.extensions_mut().insert(peer);
             let answering = activity.answer();
             // Before anybody else sees the request: then nobody else sees the token.
-            let admitted = admit(&app.options.access, peer, &mut request);
-            let router = router.clone();
+            let has_manager = app.options.manager.is_some();
+            let admitted = admit(&app.options.access, peer, has_manager, &mut request);
+            let (app, router) = (app.clone(), router.clone());
+            let (activity, tunnels) = (activity.clone(), tunnels.clone());
             async move {
                 let _answering = answering;
                 let answer = match admitted {
-                    Ok(None) => router.oneshot(request).await,
+                    Ok(None) => answer(&app, router, request, activity, tunnels).await,
                     Ok(Some(name)) => {
                         let span = tracing::info_span!("as", token = name);
-                        router.oneshot(request).instrument(span).await
+                        answer(&app, router, request, activity, tunnels).instrument(span).await
                     }
-                    Err(error) => Ok(error.into_response()),
+                    Err(error) => error.into_response(),
                 };
-                Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
+                Ok::<_, Infallible>(answer)
             }
         })
     };
@@ -90,7 +110,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let connection = hyper::server::conn::http1::Builder::new()
         .header_read_timeout(None) // ours knows busy from idle: see `Activity`
         .max_buf_size(MAX_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
     tokio::pin!(connection);
     let silence = activity.silence(&app.options);
     tokio::pin!(silence);
@@ -104,7 +125,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                     }
                     tracing::debug!(peer = %peer.0, %error, "connection closed");
                 }
-                return;
+                // What it has become, if it was upgraded, is no longer hyper's, but still a connection.
+                return tunnels.ended().await;
             }
             () = silence.as_mut() => {
                 tracing::debug!(peer = %peer.0, "connection silent for too long");
@@ -116,6 +138,59 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// The answer to a request that was let in: ours, or the Manager's.
+async fn answer(
+    app: &App,
+    router: Router,
+    mut request: Request,
+    activity: Arc<Activity>,
+    tunnels: Tunnels,
+) -> Response {
+    match &app.options.manager {
+        Some(manager) if !gateway::is_ours(request.uri().path()) => {
+            request.extensions_mut().insert(tunnels);
+            let answer = gateway::pass(app, manager, request).await;
+            answer.map(|body| Body::new(Awaited { body, activity, waiting: None }))
+        }
+        _ => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+    }
+}
+
+/// The body of an answer that may be silent for as long as it likes, like a stream of events. While it
+/// is waited for, the connection counts as busy; not while the client takes nothing.
+struct Awaited {
+    body: Body,
+    activity: Arc<Activity>,
+    waiting: Option<Answering>,
+}
+
+impl HttpBody for Awaited {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        if frame.is_ready() {
+            this.waiting = None;
+        } else if this.waiting.is_none() {
+            this.waiting = Some(this.activity.answer());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -42,6 +42,9 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// The route of requests that no route takes.
 const NO_ROUTE: &str = "none";
 
+/// The route of requests that the Manager behind us gets.
+const TO_MANAGER: &str = "manager";
+
 /// How an upload ended: the words of the metrics and of the access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum UploadEnd {
@@ -159,6 +162,7 @@ pub struct Metrics {
     registry: Registry,
     routes: HashMap<Arc<str>, Route>,
     no_route: Route,
+    to_manager: Route,
     requests: Family<Answered, Counter>,
     request_seconds: Family<Asked, Histogram>,
     /// Requests that are no HTTP, and are answered before there is a route.
@@ -260,6 +264,7 @@ impl Metrics {
                 .map(|name: Arc<str>| (name.clone(), Route(name)))
                 .collect(),
             no_route: Route(NO_ROUTE.into()),
+            to_manager: Route(TO_MANAGER.into()),
             requests,
             request_seconds,
             malformed,
@@ -344,6 +349,11 @@ impl Metrics {
         let answered = Answered { route: route.clone(), method, code: code.as_u16() };
         self.requests.get_or_create(&answered).inc();
         self.request_seconds.get_or_create(&Asked { route, method }).observe(time.as_secs_f64());
+    }
+
+    /// A request was passed on to the Manager, and its answer has begun.
+    pub(super) fn passed(&self, method: &Method, code: StatusCode, time: Duration) {
+        self.answered(self.to_manager.clone(), method_name(method), code, time);
     }
 
     /// All of it. Asks the file system: not for async threads.

@@ -9,6 +9,7 @@ mod error;
 mod farm;
 #[cfg(test)]
 mod fuzz;
+mod gateway;
 mod metrics;
 mod openapi;
 mod routes;
@@ -34,6 +35,7 @@ use crate::{exec::Exec, store::Store};
 pub use access::{Access, Anonymous};
 pub use error::ApiError;
 pub use farm::{Audience, BadFile, Farm, Hook, JobTypes, Options as FarmOptions, Variable};
+pub use gateway::{BadManager, Gateway, GatewayOptions};
 pub use metrics::{Job, Metrics};
 pub use tls::{Tls, TlsError};
 pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};
@@ -60,6 +62,8 @@ pub struct Options {
     pub access: Arc<Access>,
     /// The certificate; without one, plain HTTP is spoken.
     pub tls: Option<Arc<Tls>>,
+    /// The Manager that gets all that is not for us.
+    pub manager: Option<Arc<Gateway>>,
     /// When 425 is answered.
     pub defer: Defer,
     /// How long a client is held while somebody else sends its blob; then it may send it itself.
@@ -93,6 +97,7 @@ impl Default for Options {
         Self {
             access: Arc::default(),
             tls: None,
+            manager: None,
             defer: Defer::Auto,
             hold: Duration::from_secs(30),
             create_wait: Duration::from_secs(60),
@@ -170,6 +175,12 @@ pub async fn serve(
     upkeep::recall(&app);
     let router = routes::router(routes, app.clone());
     exec.spawn(upkeep::run(app.clone()));
+    if let Some(manager) = app.options.manager.clone() {
+        let shutdown = shutdown.clone();
+        exec.spawn(async move {
+            shutdown.run_until_cancelled(manager.greet()).await;
+        });
+    }
     if let Some(farm) = farm {
         exec.spawn(farm::run(app.clone(), farm));
     }

@@ -58,14 +58,14 @@ fn python_json(value: &Value) -> Vec<u8> {
     bytes
 }
 
-struct Session {
-    steps: Vec<Value>,
+pub struct Session {
+    pub steps: Vec<Value>,
     /// What each blob of the session holds.
     contents: HashMap<String, Vec<u8>>,
 }
 
 impl Session {
-    fn load(name: &str) -> Self {
+    pub fn load(name: &str) -> Self {
         let text = fs::read(fixture("addon-sessions").join(name)).unwrap();
         let session: Value = serde_json::from_slice(&text).unwrap();
         let steps = session["steps"].as_array().unwrap().clone();
@@ -146,7 +146,7 @@ impl Session {
     }
 }
 
-fn is_shaman(step: &Value) -> bool {
+pub fn is_shaman(step: &Value) -> bool {
     step["path"].as_str().unwrap().starts_with("/api/v3/shaman/")
 }
 
@@ -177,7 +177,7 @@ fn body(step: &Value) -> Option<Vec<u8>> {
     step["body_file"].as_str().map(|path| fs::read(fixture(path)).unwrap())
 }
 
-fn send(connection: &mut Connection, step: &Value) -> Answer {
+pub fn send(connection: &mut Connection, step: &Value) -> Answer {
     let mut head = format!(
         "{} {} HTTP/1.1\r\nHost: localhost:8080\r\n",
         step["method"].as_str().unwrap(),
@@ -199,7 +199,7 @@ fn send(connection: &mut Connection, step: &Value) -> Answer {
     connection.answer()
 }
 
-const SESSIONS: [&str; 2] = ["v1-blender-4.5.json", "v2-blender-5.2.json"];
+pub const SESSIONS: [&str; 2] = ["v1-blender-4.5.json", "v2-blender-5.2.json"];
 
 #[test]
 fn both_generations_make_their_checkouts() {

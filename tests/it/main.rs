@@ -21,6 +21,7 @@ mod doctor;
 mod farm;
 mod faults;
 mod fuzz;
+mod gateway;
 mod layering;
 mod line;
 mod metrics;

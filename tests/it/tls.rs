@@ -18,14 +18,14 @@ use rustls::{
 use super::common::*;
 
 /// An authority, and a certificate for 127.0.0.1 from it.
-struct Certificates {
-    ca: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
+pub struct Certificates {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Certificates {
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         let mut authority = CertificateParams::new([]).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
