@@ -10,8 +10,10 @@ mod exit;
 #[cfg(test)]
 mod fuzz;
 mod hash;
+mod job;
 mod logging;
 mod memory;
+mod needed;
 mod plan;
 mod progress;
 mod push;
@@ -21,6 +23,7 @@ mod session;
 mod settings;
 mod status;
 mod store;
+mod submit;
 mod token;
 mod wait;
 mod watch;
@@ -86,6 +89,8 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Checkout(checkout::Checkout),
+    Submit(submit::Submit),
+    Job(job::JobCommand),
     Push(push::Push),
     Plan(plan::Plan),
     Watch(watch::Watch),
@@ -123,6 +128,8 @@ pub fn main() -> ExitCode {
     overrides.set("progress", "--progress", cli.global.progress.map(|when| when.name()));
     match &cli.command {
         Command::Checkout(command) => command.overrides(&mut overrides),
+        Command::Submit(command) => command.overrides(&mut overrides),
+        Command::Job(command) => command.overrides(&mut overrides),
         Command::Push(command) => command.overrides(&mut overrides),
         Command::Plan(command) => command.overrides(&mut overrides),
         Command::Watch(command) => command.overrides(&mut overrides),
@@ -149,6 +156,8 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Checkout(command) => block_on(command.run(&context)),
+        Command::Submit(command) => block_on(command.run(&context)),
+        Command::Job(command) => block_on(command.run(&context)),
         Command::Push(command) => block_on(command.run(&context)),
         Command::Plan(command) => block_on(command.run(&context)),
         Command::Watch(command) => block_on(command.run(&context)),

@@ -51,6 +51,11 @@ pub(super) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 
+    /// Show the server this header too, for a proxy in front of it; can be given more than once, and be
+    /// kept from other users of this machine in the setting headers
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+
     /// How many files to send at once, at most
     #[arg(long, value_name = "N")]
     parallel: Option<u32>,
@@ -65,8 +70,34 @@ impl ServerArgs {
         overrides.set("server", "--server", self.server.as_ref());
         overrides.set_path("storage", "--storage", self.storage.as_ref());
         overrides.set_path("ca", "--ca", self.ca.as_ref());
+        overrides.set_headers(&self.headers);
         overrides.set("upload.parallel", "--parallel", self.parallel);
         overrides.set("upload.limit", "--limit", self.limit.as_ref());
+    }
+}
+
+/// Which Manager.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Server")]
+pub(super) struct ManagerArgs {
+    /// The Flamenco Manager, or farmhand, like http://farm:8080/
+    #[arg(long, value_name = "URL", global = true)]
+    server: Option<String>,
+
+    /// Trust these root certificates (PEM) too
+    #[arg(long, value_name = "FILE", global = true)]
+    ca: Option<PathBuf>,
+
+    /// Show the server this header too, for a proxy in front of it; can be given more than once
+    #[arg(long = "header", value_name = "NAME: VALUE", global = true)]
+    headers: Vec<String>,
+}
+
+impl ManagerArgs {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        overrides.set("server", "--server", self.server.as_ref());
+        overrides.set_path("ca", "--ca", self.ca.as_ref());
+        overrides.set_headers(&self.headers);
     }
 }
 

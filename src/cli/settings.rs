@@ -45,6 +45,9 @@ pub(super) struct Values {
     /// Root certificates for the server, besides those of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// What else clients show the server: `Name: value`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Secret>,
     pub log_format: LogFormat,
     pub progress: When,
     pub store: StoreValues,
@@ -53,6 +56,21 @@ pub(super) struct Values {
     pub scan: Scan,
     pub upload: Upload,
     pub watch: Watch,
+    pub submit: Submit,
+}
+
+/// How jobs are submitted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Submit {
+    pub job_type: String,
+    pub bat: String,
+}
+
+impl Default for Submit {
+    fn default() -> Self {
+        Self { job_type: "simple-blender-render".into(), bat: "bat".into() }
+    }
 }
 
 /// A text that is never shown.
@@ -588,6 +606,7 @@ const KEYS: &[&str] = &[
     "token",
     "token_file",
     "ca",
+    "headers",
     "log_format",
     "progress",
     "store.durability",
@@ -643,6 +662,8 @@ const KEYS: &[&str] = &[
     "watch.ask",
     "watch.run_dir",
     "watch.folders",
+    "submit.job_type",
+    "submit.bat",
 ];
 
 /// Those that are paths: in a file, relative to it.
@@ -673,6 +694,11 @@ impl Overrides {
         if let Some(value) = value {
             self.0.push((key, flag, value.to_string()));
         }
+    }
+
+    /// Sets the headers, if there are any.
+    pub fn set_headers(&mut self, headers: &[String]) {
+        self.set("headers", "--header", (!headers.is_empty()).then(|| headers.join("\n")));
     }
 
     /// Sets a path.
@@ -756,7 +782,10 @@ impl Settings {
             let what = match error.span() {
                 Some(span) if is_secret_line(&text, span.start) => {
                     let line = 1 + text[..span.start].matches('\n').count();
-                    format!("line {line}: the token must be a text in quotes, and a key of its own")
+                    format!(
+                        "line {line}: the token must be a text in quotes, and a key of its own; headers are \
+                         a list of such texts"
+                    )
                 }
                 _ => error.to_string().trim_end().to_owned(),
             };
@@ -809,6 +838,10 @@ impl Settings {
             Some(Value::Integer(_)) => {
                 Value::Integer(text.parse().map_err(|_| bad("not a whole number".into()))?)
             }
+            // They may have commas in them.
+            _ if key == "headers" => {
+                Value::Array(text.lines().map(|line| Value::String(line.to_owned())).collect())
+            }
             Some(Value::Array(_)) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
@@ -832,7 +865,7 @@ impl Settings {
     pub fn all(&self) -> impl Iterator<Item = (&'static str, Option<Value>, &Source)> {
         KEYS.iter().map(|&key| {
             let value = get(&self.table, key).map(|value| match (key, value) {
-                ("token", _) => Value::String(HIDDEN.into()),
+                ("token" | "headers", _) => Value::String(HIDDEN.into()),
                 ("server" | "serve.manager", Value::String(url)) => {
                     Value::String(hide_tokens(url).into_owned())
                 }
@@ -886,8 +919,20 @@ impl Settings {
             }
             None => client::Roots::default(),
         };
+        let mut headers = client::Headers::default();
+        for (index, text) in self.values.headers.iter().enumerate() {
+            headers.add(&text.0).map_err(|error| {
+                usage(format!("number {} of the setting headers (--header): {error}", index + 1))
+            })?;
+        }
+        if token.is_some() && headers.authorize() {
+            return Err(usage(
+                "there is a token, and a header Authorization, which is where tokens go; give one of them"
+                    .into(),
+            ));
+        }
         let retries = self.values.upload.retries as usize;
-        Ok(client::Options { retries, token, roots, ..client::Options::default() })
+        Ok(client::Options { retries, token, headers, roots, ..client::Options::default() })
     }
 
     /// The Manager behind `farmhand serve`, and the way to it.
@@ -1068,7 +1113,10 @@ fn usage(message: String) -> Failure {
 fn is_secret_line(text: &str, at: usize) -> bool {
     let start = text[..at].rfind('\n').map_or(0, |end| end + 1);
     let line = text[start..].lines().next().unwrap_or_default();
-    line.contains("token") || line.contains(TOKEN_PREFIX) || *hide_tokens(line) != *line
+    line.contains("token")
+        || line.contains("header")
+        || line.contains(TOKEN_PREFIX)
+        || *hide_tokens(line) != *line
 }
 
 /// Where the configuration is if nobody says otherwise.

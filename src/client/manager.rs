@@ -103,6 +103,17 @@ fn of_manager(error: ClientError) -> ClientError {
     }
 }
 
+/// The same for what every Manager has.
+fn of_no_manager(error: ClientError) -> ClientError {
+    match of_manager(error) {
+        ClientError::Status { url, path, status: status @ StatusCode::NOT_FOUND, message } => {
+            let reason = format!("{status} at {path} ({message})");
+            ClientError::NotManager { url, reason }
+        }
+        other => other,
+    }
+}
+
 impl Shaman {
     fn api_url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
@@ -139,7 +150,7 @@ impl Shaman {
     /// # Errors
     /// If there is no answer after all retries, or it is no Manager.
     pub async fn version(&self) -> Result<Version, ClientError> {
-        self.get_api(&["version"]).await
+        self.get_api(&["version"]).await.map_err(of_no_manager)
     }
 
     /// Where its storage is, for users on this platform.
@@ -206,7 +217,7 @@ impl Shaman {
     /// # Errors
     /// As [`Shaman::version`].
     pub async fn jobs(&self) -> Result<Vec<Job>, ClientError> {
-        let jobs: Jobs = self.get_api(&["jobs"]).await?;
+        let jobs: Jobs = self.get_api(&["jobs"]).await.map_err(of_no_manager)?;
         Ok(jobs.jobs.unwrap_or_default())
     }
 

@@ -122,12 +122,12 @@ pub enum BadSetting {
         value: String,
     },
     /// Something is not set that must be.
-    #[error("the setting {key} is missing: the job type {job_type} requires it")]
+    #[error("missing settings that the job type {job_type} requires: {keys}")]
     Missing {
         /// The type.
         job_type: String,
-        /// The name.
-        key: String,
+        /// Their names.
+        keys: String,
     },
 }
 
@@ -206,6 +206,7 @@ impl JobType {
         for (key, value) in settings.iter() {
             self.setting(key)?.check(value)?;
         }
+        let mut missing = Vec::new();
         for setting in &self.settings {
             if settings.contains_key(&setting.key) {
                 continue;
@@ -214,14 +215,14 @@ impl JobType {
                 Some(value) => {
                     settings.insert(setting.key.clone(), value.clone());
                 }
-                None if setting.required => {
-                    let (job_type, key) = (self.name.clone(), setting.key.clone());
-                    return Err(BadSetting::Missing { job_type, key });
-                }
+                None if setting.required => missing.push(setting.key.as_str()),
                 None => {}
             }
         }
-        Ok(())
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(BadSetting::Missing { job_type: self.name.clone(), keys: missing.join(", ") })
     }
 }
 
@@ -364,7 +365,7 @@ mod tests {
             Ok(json!({"text": "x", "count": 7, "on": false}))
         );
         for (settings, says) in [
-            (json!({}), "the setting text is missing"),
+            (json!({}), "requires: text"),
             (json!({"text": "x", "more": 1}), "no setting \"more\""),
             (json!({"text": null}), "takes a text, not null"),
             (json!({"text": ["x"]}), "takes a text"),

@@ -90,7 +90,11 @@ impl Survey {
 
     /// Forgets all files but this one, or those below this folder.
     pub fn retain_below(&mut self, path: &str) {
-        let keep = |file: &RelPath| Path::new(file.as_str()).starts_with(path);
+        self.retain(|file| Path::new(file.as_str()).starts_with(path));
+    }
+
+    /// Forgets all files but these.
+    pub fn retain(&mut self, keep: impl Fn(&RelPath) -> bool) {
         self.plan.trusted.retain(|file| keep(&file.path));
         self.plan.to_hash.retain(|found| keep(&found.path));
     }

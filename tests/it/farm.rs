@@ -145,7 +145,7 @@ fn what_is_no_job_is_refused_and_keeps_nothing() {
         (with(&|job| job["worker_tag"] = "gpu".into()), 400, "no worker tags"),
         (with(&|job| job["metadata"] = json!({"a": 1})), 400, "not as expected"),
         (with(&|job| job["settings"] = json!([])), 400, "not as expected"),
-        (with(&|job| job["settings"] = json!({})), 400, "frames is missing"),
+        (with(&|job| job["settings"] = json!({})), 400, "requires: frames, blendfile"),
         (set("frames", json!(7)), 400, "frames takes a text, not 7"),
         (set("chunk_size", json!("1")), 400, "chunk_size takes a whole number"),
         (set("fps", json!(true)), 400, "fps takes a number"),

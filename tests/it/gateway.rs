@@ -671,6 +671,9 @@ fn a_websocket_is_a_tunnel_both_ways() {
         assert_eq!(String::from_utf8_lossy(&got), text);
     };
     expect("helloFIRST\r\n \r\n\r\n");
+    // It counts, besides the one that asks.
+    let metrics = String::from_utf8(server.connect().get("/metrics").body).unwrap();
+    assert!(metrics.contains("\nfarmhand_connections_open 2\n"));
     // Others are cut for being silent.
     assert!(server.connect().is_closed());
     sender.write_all(b"and\r\n now").unwrap();

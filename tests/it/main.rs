@@ -33,6 +33,7 @@ mod server;
 mod service;
 mod shutdown;
 mod store;
+mod submit;
 mod sync;
 mod tls;
 mod watch;

@@ -1,0 +1,705 @@
+//! `farmhand submit FILE`: sync, checkout, job.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::Map;
+
+use super::{
+    Context,
+    checkout::Counts,
+    exit::{Exit, Failure},
+    hash::escaped,
+    needed::{self, named, needed},
+    print, print_json,
+    session::{ScanArgs, ServerArgs, Session, interrupted, report_skipped},
+    settings::{Overrides, When},
+};
+use crate::{
+    agent,
+    client::{ClientError, FoundType, Shaman, Version, is_refusal},
+    domain::{CheckoutPath, RelPath},
+    jobs::{JOBS_VARIABLE, Job, JobStatus, JobType, Platform, Storage, SubmittedJob},
+    scan::{Scan, SkipReason, Skipped},
+};
+
+/// What marks the folder of a project.
+const ROOT_MARKS: [&str; 2] = [".blender_project", ".farmhand.toml"];
+
+/// The setting of a job type that names the file.
+const BLENDFILE: &str = "blendfile";
+
+/// What stands for it before there is a checkout.
+const NO_BLENDFILE_YET: &str = "dummy-for-job-check.blend";
+
+/// How often a job that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the server may be away meanwhile.
+const AWAY: Duration = Duration::from_secs(600);
+
+/// Send a project and submit a job for a file of it
+///
+/// Prints the job's id. The job type's settings are checked before anything is sent, here and by the server;
+/// then what is missing is sent, a checkout made, and the job submitted. The server is a Flamenco Manager, or
+/// a farmhand that serves.
+#[derive(Debug, Args)]
+pub(super) struct Submit {
+    /// The file, usually a .blend
+    file: PathBuf,
+
+    /// The folder of the project, which is sent [default: the nearest one above the file that has
+    /// .blender_project or .farmhand.toml in it, or else the file's own]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// Send what the file uses and not the whole folder; asks Blender Asset Tracer (`bat`)
+    #[arg(long)]
+    only_needed: bool,
+
+    /// Check everything, say what would be sent and submitted, and do neither
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Wait until the job has ended: exit code 0 if it is completed, 1 if it has failed or was canceled
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+
+    #[command(flatten)]
+    job: JobArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
+}
+
+/// What is said of the job.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Job")]
+struct JobArgs {
+    /// The job type [default: simple-blender-render]
+    #[arg(long = "type", value_name = "NAME")]
+    job_type: Option<String>,
+
+    /// A setting of the job type, like frames=1-24; can be given more than once
+    #[arg(long = "setting", short = 's', value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+
+    /// What to call it [default: the file's name]
+    #[arg(long)]
+    name: Option<String>,
+
+    /// From 0 to 100; higher goes first
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(0..=100))]
+    priority: i64,
+
+    /// Have it done by the workers with this tag alone: its name or id
+    #[arg(long)]
+    tag: Option<String>,
+
+    /// Have it wait until somebody starts it
+    #[arg(long)]
+    paused: bool,
+
+    /// Something else to be known of it; can be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    metadata: Vec<String>,
+
+    /// What to call the checkout; if that is taken, the server adds to it [default: the job's name and
+    /// the time]
+    #[arg(long = "as", value_name = "PATH")]
+    checkout: Option<String>,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Answer<'a> {
+    schema: &'static str,
+    job_id: &'a str,
+    job_url: &'a str,
+    status: JobStatus,
+    checkout_path: &'a str,
+    #[serde(flatten)]
+    counts: Counts<'a>,
+}
+
+/// What `--json` prints with `--dry-run`.
+#[derive(Serialize)]
+struct DryAnswer<'a> {
+    schema: &'static str,
+    job: &'a SubmittedJob,
+    files: usize,
+    bytes: u64,
+    missing_files: usize,
+    missing_bytes: u64,
+}
+
+/// Where the file is in its project.
+#[derive(Debug)]
+struct Place {
+    root: PathBuf,
+    file: PathBuf,
+    path: RelPath,
+}
+
+impl Place {
+    fn find(file: &Path, root: Option<&Path>) -> Result<Self, Failure> {
+        let shown = file.display();
+        let missing = |message: String| Failure::new(Exit::Missing, message);
+        let usage = |message: String| Failure::new(Exit::Usage, message);
+        let found = std::fs::metadata(file)
+            .map_err(|error| missing(format!("cannot submit {shown}: {error}; check the path")))?;
+        if !found.is_file() {
+            return Err(usage(format!(
+                "{shown} is no file; give the .blend, and its folder as --root"
+            )));
+        }
+        let absolute = |path: &Path| {
+            std::path::absolute(path).map_err(|error| {
+                Failure::new(Exit::Failed, format!("cannot find {}: {error}", path.display()))
+            })
+        };
+        let file = absolute(file)?;
+        let parent = file.parent().unwrap_or(Path::new("/"));
+        let root = match root {
+            Some(root) if !root.is_dir() => {
+                return Err(missing(format!("--root {}: there is no such folder", root.display())));
+            }
+            Some(root) => absolute(root)?,
+            None => {
+                let is_marked = |dir: &&Path| ROOT_MARKS.iter().any(|mark| dir.join(mark).exists());
+                file.ancestors().skip(1).find(is_marked).unwrap_or(parent).to_owned()
+            }
+        };
+        let real_root = root.canonicalize().unwrap_or_else(|_| root.clone());
+        let Some(relative) = needed::relative(&file, &root, &real_root) else {
+            return Err(usage(format!(
+                "{shown} is not in {}; give the folder that it is in as --root",
+                root.display()
+            )));
+        };
+        let text = relative.to_str().ok_or_else(|| {
+            usage(format!("{shown}: its path is not UTF-8, and no job could name it; rename it"))
+        })?;
+        let text = text.replace(std::path::MAIN_SEPARATOR, "/");
+        let path = RelPath::from_wire(&text)
+            .map_err(|error| usage(format!("{shown}: {error}; rename it")))?;
+        Ok(Self { root, file, path })
+    }
+}
+
+impl Submit {
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        self.server.overrides(overrides);
+        self.scan.overrides(overrides);
+        overrides.set("submit.job_type", "--type", self.job.job_type.as_ref());
+    }
+
+    pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
+        let start = Instant::now();
+        let place = Place::find(&self.file, self.root.as_deref())?;
+        let name = match &self.job.name {
+            Some(name) if name.trim().is_empty() => {
+                return Err(Failure::new(Exit::Usage, "--name is empty; give the job a name"));
+            }
+            Some(name) => name.clone(),
+            None => place.file.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        };
+        let wish = match &self.job.checkout {
+            Some(text) => text.parse().map_err(|error| {
+                Failure::new(Exit::Usage, format!("--as: {error}; choose another name"))
+            })?,
+            None => named_after(&name),
+        };
+        let metadata = self.job.metadata()?;
+        require_manager(context)?;
+        let mut submitted = None;
+        let mut exit = Session::run(context, async |session| {
+            let mut planned =
+                Planned::new(&session.client, context, self, &place, name, metadata).await?;
+            planned.check(&session.client).await?;
+            let scan = self.scan(context, session, &place).await?;
+            if self.dry_run {
+                return self.tell(context, session, scan, &planned).await;
+            }
+            let (checkout, report) = agent::create_checkout(
+                &mut session.client,
+                scan,
+                session.scans.scanner.clone(),
+                session.scans.progress.clone(),
+                context.settings.sync_options(),
+                &wish,
+            )
+            .await?;
+            let job = planned.submit(&session.client, &checkout, &place.path).await?;
+            let exit = report_skipped(&report.skipped);
+            let url = session.client.job_address(&job.id, &planned.version);
+            submitted = Some((session.client.clone(), job, url, checkout, report));
+            Ok(exit)
+        })
+        .await?;
+        let Some((client, job, url, checkout, report)) = submitted else { return Ok(exit) };
+        let counts = Counts::new(&report, start);
+        if !context.json {
+            print(&job.id)?;
+        }
+        if !context.logs.quiet {
+            eprintln!("{url}");
+        }
+        let mut status = job.status;
+        if self.wait {
+            status = tokio::select! {
+                status = follow(context, &client, &job) => status?,
+                () = interrupted() => {
+                    let message =
+                        format!("interrupted; the job goes on: see `farmhand job show {}`", job.id);
+                    return Err(Failure::new(Exit::Interrupted, message));
+                }
+            };
+            if status != JobStatus::Completed {
+                exit = Exit::Failed;
+            }
+        }
+        if context.json {
+            print_json(&Answer {
+                schema: "farmhand.submit/1",
+                job_id: &job.id,
+                job_url: &url,
+                status,
+                checkout_path: &checkout,
+                counts,
+            })?;
+        }
+        Ok(exit)
+    }
+
+    /// The files to send.
+    async fn scan(
+        &self,
+        context: &Context,
+        session: &Session,
+        place: &Place,
+    ) -> Result<Scan, Failure> {
+        let scan = if self.only_needed {
+            self.scan_needed(context, session, place).await?
+        } else {
+            session.scan(context, &place.root).await?
+        };
+        if scan.files.iter().any(|file| file.path == place.path) {
+            return Ok(scan);
+        }
+        report_skipped(&scan.skipped);
+        let (path, root) = (&place.path, place.root.display());
+        let message = format!(
+            "{path} is not among the files of {root} that are sent; `farmhand plan {root} --why {path}` says why"
+        );
+        Err(Failure::new(Exit::Missing, message))
+    }
+
+    async fn scan_needed(
+        &self,
+        context: &Context,
+        session: &Session,
+        place: &Place,
+    ) -> Result<Scan, Failure> {
+        let bat = &context.settings.values.submit.bat;
+        let mut needed = needed(bat, &place.file, &place.root).await?;
+        needed.files.insert(place.path.clone());
+        let missing = std::mem::take(&mut needed.missing);
+        if !missing.is_empty() {
+            let text = format!("{} needed files are not there: {}", missing.len(), named(&missing));
+            if context.settings.values.scan.strict {
+                return Err(Failure::new(
+                    Exit::Missing,
+                    format!("{text}; without --strict, the rest is sent"),
+                ));
+            }
+            tracing::warn!("{text}");
+        }
+        let options = context.settings.scan_options_for(&place.root);
+        let (root, files) = (place.root.clone(), needed.files.clone());
+        let mut scan = session
+            .scans
+            .with_scanner(move |scanner| {
+                scanner.set_ignores(options.ignores);
+                let mut survey = scanner.survey(&root, false)?;
+                survey.retain(|path| files.contains(path));
+                survey.skipped.retain(|skipped| {
+                    RelPath::from_wire(&skipped.path).is_ok_and(|path| files.contains(&path))
+                });
+                scanner.finish(survey)
+            })
+            .await?;
+        for file in &scan.files {
+            needed.files.remove(&file.path);
+        }
+        for skipped in &scan.skipped {
+            needed.files.retain(|path| path.as_str() != skipped.path);
+        }
+        let mut ignored: Vec<PathBuf> =
+            needed.files.into_iter().map(|path| path.as_str().into()).collect();
+        ignored.sort();
+        if let Some(first) = ignored.first() {
+            let root = place.root.display();
+            let message = format!(
+                "{} needed files are ignored by the rules of {root}: {}; `farmhand plan {root} --why {}` names the rule",
+                ignored.len(),
+                named(&ignored),
+                first.display()
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        scan.skipped.extend(missing.into_iter().map(|path| Skipped {
+            path: path.display().to_string(),
+            reason: SkipReason::Vanished,
+        }));
+        Ok(scan)
+    }
+
+    /// Says what would be done.
+    async fn tell(
+        &self,
+        context: &Context,
+        session: &mut Session,
+        scan: Scan,
+        planned: &Planned,
+    ) -> Result<Exit, Failure> {
+        let missing = agent::lacking(&mut session.client, &scan.files).await?;
+        let missing_bytes = missing.iter().map(|(id, _)| id.size_bytes).sum();
+        let bytes = scan.files.iter().map(|file| file.fingerprint.size_bytes).sum();
+        if context.json {
+            print_json(&DryAnswer {
+                schema: "farmhand.submit.dry-run/1",
+                job: &planned.job,
+                files: scan.files.len(),
+                bytes,
+                missing_files: missing.len(),
+                missing_bytes,
+            })?;
+        } else {
+            print(&format!(
+                "would send {} of {} files, {} of {}, and submit:",
+                missing.len(),
+                scan.files.len(),
+                ByteSize::b(missing_bytes),
+                ByteSize::b(bytes)
+            ))?;
+            let job = serde_json::to_string_pretty(&planned.job).map_err(|error| {
+                Failure::new(Exit::Failed, format!("cannot write the results: {error}"))
+            })?;
+            print(&job)?;
+        }
+        Ok(report_skipped(&scan.skipped))
+    }
+}
+
+impl JobArgs {
+    fn metadata(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let pair = |text: &String| match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => {
+                let message = format!("--metadata {text}: write KEY=VALUE");
+                Err(Failure::new(Exit::Usage, message))
+            }
+        };
+        self.metadata.iter().map(pair).collect()
+    }
+}
+
+/// A store alone takes no jobs.
+pub(super) fn require_manager(context: &Context) -> Result<(), Failure> {
+    if context.settings.server().is_some() {
+        return Ok(());
+    }
+    let message =
+        "no server to submit to; give a Flamenco Manager, or a farmhand that serves, with --server";
+    Err(Failure::new(Exit::Usage, message))
+}
+
+fn named_after(name: &str) -> CheckoutPath {
+    let time = jiff::Timestamp::now().strftime("-%Y%m%dT%H%M%SZ").to_string();
+    CheckoutPath::sanitized(name, &time)
+}
+
+/// A job that is ready to be submitted but for its checkout.
+struct Planned {
+    version: Version,
+    job: SubmittedJob,
+    /// Settings as they were given.
+    given: Vec<String>,
+}
+
+impl Planned {
+    async fn new(
+        client: &Shaman,
+        context: &Context,
+        command: &Submit,
+        place: &Place,
+        name: String,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self, Failure> {
+        let args = &command.job;
+        let kind_name = &context.settings.values.submit.job_type;
+        let (version, storage, kind) =
+            tokio::join!(client.version(), client.shared_storage(), client.job_type(kind_name));
+        // The first says best who is there.
+        let version = version?;
+        if !storage?.shaman_enabled {
+            let message = format!(
+                "{} has Shaman storage switched off, and takes no files; have it switched on there",
+                version.version
+            );
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let worker_tag = match &args.tag {
+            Some(tag) => Some(find_tag(client, tag).await?),
+            None => None,
+        };
+        let mut planned = Self {
+            version,
+            job: SubmittedJob {
+                name,
+                job_type: kind_name.clone(),
+                priority: args.priority,
+                submitter_platform: Platform::HERE,
+                settings: Map::new(),
+                metadata,
+                type_etag: None,
+                initial_status: args.paused.then_some(JobStatus::Paused),
+                worker_tag,
+                storage: None,
+            },
+            given: args.settings.clone(),
+        };
+        planned.settle(kind?)?;
+        tracing::debug!(file = %place.path, root = %place.root.display(), "the job is planned");
+        Ok(planned)
+    }
+
+    /// Settings as this definition of the type wants them.
+    fn settle(&mut self, kind: FoundType) -> Result<(), Failure> {
+        let usage = |message: String| Failure::new(Exit::Usage, message);
+        let kind: JobType = match kind {
+            FoundType::Found(kind) => kind,
+            FoundType::Unknown(names) => {
+                return Err(usage(format!(
+                    "the server has no job type {:?}; give one of these as --type: {}",
+                    self.job.job_type,
+                    names.join(", ")
+                )));
+            }
+        };
+        let mut settings = Map::new();
+        for pair in &self.given {
+            let (key, value) =
+                kind.read(pair).map_err(|error| usage(format!("--setting: {error}")))?;
+            settings.insert(key, value);
+        }
+        if kind.setting(BLENDFILE).is_ok() {
+            settings.entry(BLENDFILE).or_insert_with(|| NO_BLENDFILE_YET.into());
+        }
+        kind.complete(&mut settings)
+            .map_err(|error| usage(format!("{error}; give them as --setting KEY=VALUE")))?;
+        self.job.settings = settings;
+        self.job.type_etag = Some(kind.etag).filter(|etag| !etag.is_empty());
+        Ok(())
+    }
+
+    /// The job type has changed since it was fetched.
+    async fn refetch(&mut self, client: &Shaman) -> Result<(), Failure> {
+        tracing::warn!(
+            "the job type {} has just changed on the server: its settings are checked again",
+            self.job.job_type
+        );
+        let kind = client.job_type(&self.job.job_type).await?;
+        self.settle(kind)
+    }
+
+    /// Has the server look at it.
+    async fn check(&mut self, client: &Shaman) -> Result<(), Failure> {
+        let mut checked = client.check_job(&self.job).await;
+        if is_stale(&checked) {
+            self.refetch(client).await?;
+            checked = client.check_job(&self.job).await;
+        }
+        checked.map_err(|error| refused(error, "; nothing was sent"))
+    }
+
+    /// Submits it, with its files in this checkout. If it is refused, the checkout is erased where that is
+    /// possible.
+    async fn submit(
+        &mut self,
+        client: &Shaman,
+        checkout: &str,
+        path: &RelPath,
+    ) -> Result<Job, Failure> {
+        let mut submitted = self.submit_once(client, checkout, path).await;
+        if is_stale(&submitted) {
+            if let Err(failure) = self.refetch(client).await {
+                let what = erase(client, checkout).await;
+                return Err(Failure::new(failure.exit(), format!("{}{what}", failure.message())));
+            }
+            submitted = self.submit_once(client, checkout, path).await;
+        }
+        let error = match submitted {
+            Ok(job) => return Ok(job),
+            Err(error) => error,
+        };
+        let is_certain = is_refusal(&error).is_some()
+            || matches!(error, ClientError::Refused { .. } | ClientError::Full { .. });
+        if !is_certain {
+            // It may have been taken all the same: then it names the checkout, which is ours alone.
+            let uses = |job: &Job| {
+                let storage = job.submitted.storage.as_ref();
+                storage.is_some_and(|it| it.shaman_checkout_id.as_deref() == Some(checkout))
+            };
+            match client.jobs().await {
+                Ok(jobs) => {
+                    if let Some(job) = jobs.into_iter().find(uses) {
+                        tracing::info!(
+                            "the job was taken, although the answer did not come: {error}"
+                        );
+                        return Ok(job);
+                    }
+                    if matches!(error, ClientError::Unreachable { .. }) {
+                        return Err(unsure(error, checkout));
+                    }
+                }
+                Err(_) => return Err(unsure(error, checkout)),
+            }
+        }
+        let what = erase(client, checkout).await;
+        Err(refused(error, &what))
+    }
+
+    async fn submit_once(
+        &mut self,
+        client: &Shaman,
+        checkout: &str,
+        path: &RelPath,
+    ) -> Result<Job, ClientError> {
+        if self.job.settings.contains_key(BLENDFILE) {
+            // Somebody who is given an absolute path looks there.
+            let is_absolute = checkout.starts_with(['/', '\\']) || checkout.get(1..2) == Some(":");
+            let file = if is_absolute {
+                format!("{checkout}/{path}")
+            } else {
+                format!("{JOBS_VARIABLE}/{checkout}/{path}")
+            };
+            self.job.settings.insert(BLENDFILE.into(), file.into());
+        }
+        self.job.storage = Some(Storage { shaman_checkout_id: Some(checkout.to_owned()) });
+        client.submit_job(&self.job).await
+    }
+}
+
+fn is_stale<T>(result: &Result<T, ClientError>) -> bool {
+    let refusal = result.as_ref().err().and_then(is_refusal);
+    refusal.is_some_and(|(status, _)| status.as_u16() == 412)
+}
+
+/// What the server says about a job that it does not take.
+fn refused(error: ClientError, then: &str) -> Failure {
+    match is_refusal(&error) {
+        Some((_, message)) => {
+            Failure::new(Exit::Failed, format!("the server refuses the job: {message}{then}"))
+        }
+        None => {
+            let failure = Failure::from(error);
+            Failure::new(failure.exit(), format!("{}{then}", failure.message()))
+        }
+    }
+}
+
+fn unsure(error: ClientError, checkout: &str) -> Failure {
+    let failure = Failure::from(error);
+    let message = format!(
+        "{}; it is not known whether the job was taken: look with `farmhand job list` before you submit it again. \
+         Its files are in the checkout {checkout}",
+        failure.message()
+    );
+    Failure::new(failure.exit(), message)
+}
+
+/// Erases a checkout for which there is no job, if the server is one that can; says what became of it.
+async fn erase(client: &Shaman, checkout: &str) -> String {
+    let erased = match checkout.parse::<CheckoutPath>() {
+        Ok(path) => client.erase(&path).await.is_ok(),
+        Err(_) => false,
+    };
+    if erased {
+        "; its checkout is erased".into()
+    } else {
+        format!("; its checkout {checkout} is left on the server")
+    }
+}
+
+async fn find_tag(client: &Shaman, wanted: &str) -> Result<String, Failure> {
+    let tags = client.worker_tags().await?;
+    if let Some(tag) = tags.iter().find(|tag| tag.id == wanted || tag.name == wanted) {
+        return Ok(tag.id.clone());
+    }
+    let names: Vec<_> = tags.iter().map(|tag| tag.name.as_str()).collect();
+    let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+    let message = format!("the server has no worker tag {wanted:?}; it has {names}");
+    Err(Failure::new(Exit::Usage, message))
+}
+
+/// Follows a job to its end; returns what it was then.
+async fn follow(context: &Context, client: &Shaman, job: &Job) -> Result<JobStatus, Failure> {
+    let bar = ProgressBar::hidden();
+    let is_shown = context.settings.values.progress != When::Never && !context.logs.quiet;
+    if is_shown && std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{msg} [{bar:24}] {pos}/{len}  {elapsed}");
+        bar.set_style(style.expect("BUG: the template is valid").progress_chars("=> "));
+    }
+    let bar = context.logs.bars.add(bar);
+    let mut last = (job.status, String::new());
+    let mut away_since: Option<Instant> = None;
+    let end = loop {
+        match client.job(&job.id).await {
+            Ok((now, _)) => {
+                away_since = None;
+                bar.set_length(u64::try_from(now.steps_total).unwrap_or(0));
+                bar.set_position(u64::try_from(now.steps_completed).unwrap_or(0));
+                bar.set_message(now.status.name());
+                if last != (now.status, now.activity.clone()) {
+                    tracing::info!(status = %now.status, "{}", escaped(&now.activity));
+                    last = (now.status, now.activity);
+                }
+                if now.status.is_end() {
+                    break now.status;
+                }
+            }
+            Err(error) if error.is_transient() => {
+                let since = *away_since.get_or_insert_with(|| {
+                    tracing::warn!("{error}; waiting for it to come back");
+                    Instant::now()
+                });
+                if since.elapsed() > AWAY {
+                    bar.finish_and_clear();
+                    return Err(error.into());
+                }
+            }
+            Err(error) => {
+                bar.finish_and_clear();
+                return Err(error.into());
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    bar.finish_and_clear();
+    if end != JobStatus::Completed {
+        let activity = escaped(&last.1);
+        eprintln!("farmhand: the job is {end}: {activity}; see `farmhand job tail {}`", job.id);
+    }
+    Ok(end)
+}
