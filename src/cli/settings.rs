@@ -46,7 +46,6 @@ pub(super) struct Values {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// What else clients show the server: `Name: value`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Secret>,
     pub log_format: LogFormat,
     pub progress: When,
@@ -865,7 +864,10 @@ impl Settings {
     pub fn all(&self) -> impl Iterator<Item = (&'static str, Option<Value>, &Source)> {
         KEYS.iter().map(|&key| {
             let value = get(&self.table, key).map(|value| match (key, value) {
-                ("token" | "headers", _) => Value::String(HIDDEN.into()),
+                ("token", _) => Value::String(HIDDEN.into()),
+                ("headers", Value::Array(headers)) if !headers.is_empty() => {
+                    Value::String(HIDDEN.into())
+                }
                 ("server" | "serve.manager", Value::String(url)) => {
                     Value::String(hide_tokens(url).into_owned())
                 }
