@@ -1270,7 +1270,9 @@ fn a_mass_deletion_erases_the_checkouts_of_what_is_gone() {
                 let mut shares = job("shares", "2025-06-01T00:00:00Z");
                 shares["storage"]["shaman_checkout_id"] = json!("shots/shared");
                 let mut jobs = vec![young, shares];
-                jobs.extend(["spared", "vetoed", "../evil"].map(|id| job(id, old)));
+                jobs.extend(["spared", "vetoed", "evil"].map(|id| job(id, old)));
+                // No name that a Manager gives, and another path.
+                jobs[4]["id"] = json!("../evil");
                 if is_deleted {
                     marked["delete_requested_at"] = json!("2025-07-01T00:00:00Z");
                 } else {
