@@ -58,7 +58,21 @@ pub(super) async fn needed(program: &str, file: &Path, root: &Path) -> Result<Ne
             );
             Failure::new(Exit::Failed, message)
         })?;
-    sort(listed, root)
+    let mut needed = sort(listed, root)?;
+    let missing = missing(&String::from_utf8_lossy(&output.stderr));
+    needed.missing.extend(missing.into_iter().filter(|path| !path.exists()));
+    needed.missing.sort();
+    needed.missing.dedup();
+    Ok(needed)
+}
+
+/// What is not there is in no list of BAT, but in its warnings (`… Path /a/b does not exist for <…>`).
+fn missing(warnings: &str) -> Vec<PathBuf> {
+    let path = |line: &str| {
+        let (before, _) = line.split_once(" does not exist")?;
+        Some(PathBuf::from(before.split_once("Path ")?.1))
+    };
+    warnings.lines().filter_map(path).collect()
 }
 
 /// Puts what is listed into the folder; whatever is outside is an error.
@@ -132,6 +146,14 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn what_is_missing_is_taken_from_warnings() {
+        let warnings = "2026-11-24 13:35:27,279  WARNING blender_asset_tracer.trace.result        \
+            Path /p/a b.png does not exist for <BlockUsage name=b'IMa b.png' type='Image'>\n\
+            something else\n";
+        assert_eq!(missing(warnings), [PathBuf::from("/p/a b.png")]);
+    }
 
     #[test]
     fn files_are_found_in_the_folder_whatever_the_way_to_them_is() {

@@ -51,6 +51,11 @@ pub(super) struct Serve {
     #[arg(long, value_name = "URL", conflicts_with_all = ["job_types", "hook"])]
     manager: Option<String>,
 
+    /// Show the Manager this header, for a proxy in front of it; can be given more than once, and be kept
+    /// from other users of this machine in the setting headers
+    #[arg(long = "header", value_name = "NAME: VALUE", requires = "manager")]
+    headers: Vec<String>,
+
     /// A directory with definitions of job types, for submits to this server [default: one type,
     /// simple-blender-render]
     #[arg(long, value_name = "DIR")]
@@ -70,6 +75,7 @@ impl Serve {
         overrides.set("serve.anonymous", "--anonymous", self.anonymous.as_ref());
         overrides.set_path("serve.tokens", "--tokens", self.tokens.as_ref());
         overrides.set("serve.manager", "--manager", self.manager.as_ref());
+        overrides.set_headers(&self.headers);
         overrides.set_path("jobs.types", "--job-types", self.job_types.as_ref());
         overrides.set_path("jobs.hook", "--hook", self.hook.as_ref());
     }

@@ -919,12 +919,7 @@ impl Settings {
             }
             None => client::Roots::default(),
         };
-        let mut headers = client::Headers::default();
-        for (index, text) in self.values.headers.iter().enumerate() {
-            headers.add(&text.0).map_err(|error| {
-                usage(format!("number {} of the setting headers (--header): {error}", index + 1))
-            })?;
-        }
+        let headers = self.headers()?;
         if token.is_some() && headers.authorize() {
             return Err(usage(
                 "there is a token, and a header Authorization, which is where tokens go; give one of them"
@@ -935,12 +930,25 @@ impl Settings {
         Ok(client::Options { retries, token, headers, roots, ..client::Options::default() })
     }
 
+    fn headers(&self) -> Result<client::Headers, Failure> {
+        let mut headers = client::Headers::default();
+        for (index, text) in self.values.headers.iter().enumerate() {
+            headers.add(&text.0).map_err(|error| {
+                usage(format!("number {} of the setting headers (--header): {error}", index + 1))
+            })?;
+        }
+        Ok(headers)
+    }
+
     /// The Manager behind `farmhand serve`, and the way to it.
     pub fn gateway(&self) -> Result<Option<Arc<server::Gateway>>, Failure> {
         let Some(url) = &self.values.serve.manager else { return Ok(None) };
         let answer_timeout = self.values.serve.manager_timeout.0;
         let mut options =
             server::GatewayOptions { answer_timeout, ..server::GatewayOptions::default() };
+        let headers = self.headers()?;
+        options.headers =
+            headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         if let Some(path) = &self.values.ca {
             let pem = fs::read(path).map_err(|error| {
                 usage(format!("cannot read the certificates in {}: {error}", path.display()))

@@ -87,6 +87,11 @@ impl Headers {
     pub(super) fn all(&self) -> HeaderMap {
         self.0.clone()
     }
+
+    /// Their names and values, which are marked as secrets.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.0.iter()
+    }
 }
 
 /// Root certificates.

@@ -85,11 +85,29 @@ impl TestServer {
         Self::farm_over(dir, storage, farm)
     }
 
-    /// The same over a storage that stays.
-    pub fn farm_over(dir: TempDir, storage: PathBuf, farm: server::FarmOptions) -> Self {
+    /// The same, and others may ask it.
+    pub fn farm_for_others() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = dir.path().join("storage");
+        let access = server::Access::new(server::Anonymous::Anywhere, server::Tokens::default());
+        let options = server::Options { access: access.into(), ..Default::default() };
+        Self::farm_with(dir, storage, server::FarmOptions::default(), options)
+    }
+
+    fn farm_with(
+        dir: TempDir,
+        storage: PathBuf,
+        farm: server::FarmOptions,
+        options: server::Options,
+    ) -> Self {
         let store = Store::open(&storage, store::Options::default()).unwrap();
         let farm = Some(server::Farm::open(&store, farm).unwrap());
-        Self::serve_store(dir, storage, server::Options { farm, ..Default::default() }, store)
+        Self::serve_store(dir, storage, server::Options { farm, ..options }, store)
+    }
+
+    /// The same over a storage that stays.
+    pub fn farm_over(dir: TempDir, storage: PathBuf, farm: server::FarmOptions) -> Self {
+        Self::farm_with(dir, storage, farm, server::Options::default())
     }
 
     fn serve(

@@ -472,6 +472,37 @@ fn a_job_is_waited_for_and_its_end_is_the_exit_code() {
     }
 }
 
+/// Files here, jobs there.
+#[test]
+fn a_job_goes_through_a_gateway() {
+    let manager = TestServer::farm_for_others();
+    let front = Front::start(&manager, &[]);
+    let (dir, file) = project();
+    let storage = dir.path().join("storage");
+    let gateway = ServerProcess::start(
+        dir.path(),
+        &storage,
+        &["--manager", &front.url(), "--header", "X-Auth: a-secret"],
+    );
+    let output = submit(&dir, &file, &gateway.url, &FRAMES);
+    let id = succeeded(&output).trim().to_owned();
+    assert_eq!(jobs_of(&manager)[0]["id"], id.as_str());
+    assert_eq!(checkouts_of(&manager), Vec::<String>::new());
+    let checkout =
+        jobs_of(&manager)[0]["storage"]["shaman_checkout_id"].as_str().unwrap().to_owned();
+    let made = storage.join("jobs").join(&checkout);
+    assert_eq!(tree(&made), tree(&dir.path().join("all/project")));
+    let heads = front.script.lock().unwrap().heads.clone();
+    assert!(
+        heads.iter().all(|head| head.to_lowercase().contains("x-auth: a-secret\r\n")),
+        "{heads:?}"
+    );
+    assert!(heads.iter().all(|head| !head.contains("/shaman/")), "{heads:?}");
+    // A Manager that says the checkout goes: ours.
+    succeeded(&job(&dir, &gateway.url, &["delete", &id]));
+    until(|| !made.exists());
+}
+
 /// A program that lists what a .blend needs.
 fn bat(dir: &TempDir, prints: &str, then: &str) -> PathBuf {
     let path = dir.path().join("my-bat");
@@ -516,6 +547,12 @@ fn only_what_a_file_needs_is_sent_if_that_is_asked_for() {
     let output = submit_needed(&dir, &file, &url, &tool).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("gone.png"));
+    // As the real one does it.
+    let warning =
+        format!("echo 'x WARNING  Path {} does not exist for <BlockUsage>' >&2", gone.display());
+    let tool = bat(&dir, &json!({ file_text: [wood_text] }).to_string(), &warning);
+    let output = submit_needed(&dir, &file, &url, &tool).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     let before = jobs_of(&server).len();
     let strict = submit_needed(&dir, &file, &url, &tool).arg("--strict").output().unwrap();
     failed(&strict, 4, "gone.png");
