@@ -1,8 +1,15 @@
 //! The recorded sessions of both generations of the Blender add-on, sent again byte for byte.
 
-use std::{collections::HashMap, fs};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    thread,
+};
 
-use farmhand::server::FarmOptions;
+use farmhand::server::{FarmOptions, Gateway, GatewayOptions, Options};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
@@ -74,23 +81,23 @@ impl Session {
     }
 
     /// Sends the Shaman steps on one connection, as the add-on does; returns the checkout's path.
-    fn replay(&self, server: &TestServer) -> String {
+    fn replay(&self, server: SocketAddr) -> String {
         self.replay_steps(server, is_shaman).0
     }
 
     /// Sends all of it, with what the add-on takes from earlier answers taken from these; returns the
     /// checkout's path and the job.
-    fn replay_whole(&self, server: &TestServer) -> (String, Value) {
+    pub fn replay_whole(&self, server: SocketAddr) -> (String, Value) {
         let (checkout, job) = self.replay_steps(server, |_| true);
         (checkout, job.unwrap())
     }
 
     fn replay_steps(
         &self,
-        server: &TestServer,
+        server: SocketAddr,
         which: impl Fn(&Value) -> bool,
     ) -> (String, Option<Value>) {
-        let mut connection = server.connect();
+        let mut connection = Connection::new(server);
         let (mut checkout, mut etag, mut job): (Option<String>, _, _) = (None, None, None);
         let mut steps = 0;
         for step in self.steps.iter().filter(|step| which(step)) {
@@ -124,14 +131,22 @@ impl Session {
         (checkout.unwrap(), job)
     }
 
+    /// What the session uploads, in its order.
+    fn uploads(&self) -> Vec<Vec<u8>> {
+        let uploads = self.steps.iter().filter(|step| {
+            is_shaman(step) && step["path"].as_str().unwrap().contains("/shaman/files/")
+        });
+        uploads.filter_map(body).collect()
+    }
+
     /// The checkout is what the session says it should be.
-    fn check(&self, server: &TestServer, checkout: &str) {
+    pub fn check(&self, storage: &Path, checkout: &str) {
         let create = self
             .steps
             .iter()
             .find(|step| step["path"].as_str().unwrap().ends_with("/create"))
             .unwrap();
-        let made = tree(&server.storage().join("jobs").join(checkout));
+        let made = tree(&storage.join("jobs").join(checkout));
         let files = create["json"]["files"].as_array().unwrap();
         assert_eq!(made.len(), files.len());
         for file in files {
@@ -201,39 +216,44 @@ pub fn send(connection: &mut Connection, step: &Value) -> Answer {
 
 pub const SESSIONS: [&str; 2] = ["v1-blender-4.5.json", "v2-blender-5.2.json"];
 
+/// Both sessions, each twice, all at the same time.
+fn at_once<T: Send>(replay: impl Fn(&Session) -> T + Sync) -> Vec<(Session, T)> {
+    let replay = &replay;
+    thread::scope(|scope| {
+        let replays = [0, 1, 0, 1].map(|which| {
+            scope.spawn(move || {
+                let session = Session::load(SESSIONS[which]);
+                let result = replay(&session);
+                (session, result)
+            })
+        });
+        replays.map(|replay| replay.join().unwrap()).into()
+    })
+}
+
 #[test]
 fn both_generations_make_their_checkouts() {
     for name in SESSIONS {
         let server = TestServer::start();
         let session = Session::load(name);
-        let checkout = session.replay(&server);
+        let checkout = session.replay(server.addr);
         assert_eq!(checkout, "shot 010");
-        session.check(&server, &checkout);
+        session.check(&server.storage(), &checkout);
         // Once more: everything is there, and the name is taken.
-        let again = session.replay(&server);
+        let again = session.replay(server.addr);
         assert_ne!(again, checkout);
-        session.check(&server, &again);
+        session.check(&server.storage(), &again);
     }
 }
 
 #[test]
 fn both_at_once_send_each_file_and_get_their_own_checkouts() {
     let server = TestServer::start();
-    let sessions = SESSIONS.map(Session::load);
-    let checkouts = std::thread::scope(|scope| {
-        [0, 1, 0, 1]
-            .map(|which| {
-                scope.spawn({
-                    let (sessions, server) = (&sessions, &server);
-                    move || (which, sessions[which].replay(server))
-                })
-            })
-            .map(|replay| replay.join().unwrap())
-    });
-    for (which, checkout) in &checkouts {
-        sessions[*which].check(&server, checkout);
+    let replays = at_once(|session| session.replay(server.addr));
+    for (session, checkout) in &replays {
+        session.check(&server.storage(), checkout);
     }
-    let names: std::collections::HashSet<_> = checkouts.iter().map(|(_, name)| name).collect();
+    let names: HashSet<_> = replays.iter().map(|(_, name)| name).collect();
     assert_eq!(names.len(), 4);
 }
 
@@ -241,19 +261,8 @@ fn both_at_once_send_each_file_and_get_their_own_checkouts() {
 #[test]
 fn both_generations_connect_and_submit() {
     let server = TestServer::with_farm(FarmOptions::default());
-    let sessions = SESSIONS.map(Session::load);
-    let replays = std::thread::scope(|scope| {
-        [0, 1, 0, 1]
-            .map(|which| {
-                scope.spawn({
-                    let (sessions, server) = (&sessions, &server);
-                    move || (which, sessions[which].replay_whole(server))
-                })
-            })
-            .map(|replay| replay.join().unwrap())
-    });
-    for (which, (checkout, job)) in &replays {
-        sessions[*which].check(&server, checkout);
+    for (session, (checkout, job)) in at_once(|session| session.replay_whole(server.addr)) {
+        session.check(&server.storage(), &checkout);
         assert_eq!(job["settings"]["blendfile"], format!("{{jobs}}/{checkout}/scene.blend"));
         // The newer one does not say which checkout is its own, and it goes with the job all the same.
         let id = job["id"].as_str().unwrap();
@@ -263,6 +272,72 @@ fn both_generations_connect_and_submit() {
         assert!(!server.storage().join("jobs").join(checkout).exists());
     }
     assert_eq!(server.api("GET", "jobs", Value::Null).json()["jobs"], serde_json::json!([]));
+}
+
+/// A Manager that is a server of jobs without a Manager, and ours in front of it.
+fn before_a_manager() -> (TestServer, TestServer) {
+    let manager = TestServer::farm_for_others();
+    let url = format!("http://{}/", manager.addr);
+    let gateway = Gateway::new(&url, GatewayOptions::default()).unwrap();
+    let gateway = Some(Arc::new(gateway));
+    let server = TestServer::with(Options { manager: gateway, ..Options::default() });
+    (manager, server)
+}
+
+#[test]
+fn both_generations_connect_and_submit_through_the_gateway() {
+    for name in SESSIONS {
+        let (manager, server) = before_a_manager();
+        let session = Session::load(name);
+        let (checkout, job) = session.replay_whole(server.addr);
+        assert_eq!(checkout, "shot 010");
+        session.check(&server.storage(), &checkout);
+        submitted_to(&manager, &job, &checkout);
+    }
+}
+
+#[test]
+fn both_submit_at_once_through_the_gateway() {
+    let (manager, server) = before_a_manager();
+    let replays = at_once(|session| session.replay_whole(server.addr));
+    for (session, (checkout, job)) in &replays {
+        session.check(&server.storage(), checkout);
+        submitted_to(&manager, job, checkout);
+    }
+    let jobs: HashSet<_> = replays.iter().map(|(_, (_, job))| job["id"].to_string()).collect();
+    assert_eq!(jobs.len(), 4);
+}
+
+/// The Manager has the job, and no file of it.
+fn submitted_to(manager: &TestServer, job: &Value, checkout: &str) {
+    let id = job["id"].as_str().unwrap();
+    let kept = manager.api("GET", &format!("jobs/{id}"), Value::Null).json();
+    assert_eq!(kept["settings"]["blendfile"], format!("{{jobs}}/{checkout}/scene.blend"));
+    assert_eq!(tree(&manager.storage().join("file-store/stored")).len(), 0);
+}
+
+/// Somebody else is sending one of the files, and takes until the session has come to it.
+#[test]
+fn a_session_behind_a_slow_uploader_waits_for_its_file() {
+    for name in SESSIONS {
+        let (_manager, behind) = before_a_manager();
+        for server in [TestServer::with_farm(FarmOptions::default()), behind] {
+            let session = Session::load(name);
+            let uploads = session.uploads();
+            let [.., before, last] = &uploads[..] else { panic!("{name} uploads nothing") };
+            let mut slow = server.connect();
+            slow.half_upload(last, "");
+            server.until_status(last, "uploading");
+            let checkout = thread::scope(|scope| {
+                let replay = scope.spawn(|| session.replay_whole(server.addr).0);
+                server.until_status(before, "stored");
+                assert_eq!(server.status(last), "uploading");
+                assert_eq!(slow.other_half(last).status, 204);
+                replay.join().unwrap()
+            });
+            session.check(&server.storage(), &checkout);
+        }
+    }
 }
 
 #[test]
