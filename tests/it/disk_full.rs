@@ -12,7 +12,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::common::*;
+use super::{
+    addon::{SESSIONS, Session, is_shaman, send},
+    common::*,
+};
 
 /// Ways to get a name space of mounts.
 const WAYS: [&[&str]; 2] = [&["-U", "-r", "-m"], &["-m"]];
@@ -158,6 +161,79 @@ fn a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room() {
     assert!(checkout.values().all(|content| *content == one));
     assert_eq!(tree(&storage.join("file-store/stored")).len(), 2);
     assert_eq!(leftovers(&storage), 0);
+}
+
+/// The add-on submits to a disk on which half of its files have room: it is told so, what else there
+/// is goes on being answered, and with room again the same session makes its checkout and its job.
+#[test]
+fn a_submission_to_a_nearly_full_disk_is_refused_and_goes_on_when_there_is_room() {
+    for name in SESSIONS {
+        let home = tempfile::tempdir().unwrap();
+        let disk = home.path().join("disk");
+        fs::create_dir(&disk).unwrap();
+        let program = serve(home.path(), &disk.join("storage"));
+        let Some(mut command) = with_small_disk(&program, &disk) else {
+            return eprintln!("not checked: no small file system can be mounted here");
+        };
+        let server = ServerProcess::spawn(command.stderr(Stdio::null()));
+        let disk = PathBuf::from(format!("/proc/{}/root{}", server.child.id(), disk.display()));
+        let storage = disk.join("storage");
+        let free = || {
+            let found = rustix::fs::statvfs(&disk).unwrap();
+            found.f_bavail * found.f_frsize
+        };
+        let filler = File::create(disk.join("filler")).unwrap();
+        let room = free() - (1 << 20);
+        rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, room).unwrap();
+        drop(filler); // an open file keeps its room
+
+        let session = Session::load(name);
+        let mut refused = 0;
+        for step in session.steps.iter().filter(|step| is_shaman(step)) {
+            let answer = send(&mut server.connect(), step);
+            let path = step["path"].as_str().unwrap();
+            if path.ends_with("/create") {
+                answer.is_error(424, "not stored");
+            } else if path.contains("/shaman/files/") && answer.status == 507 {
+                answer.is_error(507, "the server's storage is full");
+                refused += 1;
+            } else {
+                assert!([200, 204, 208].contains(&answer.status), "{path}: {answer:?}");
+            }
+        }
+        assert!(refused > 0, "{name}: there was room");
+        assert_eq!(leftovers(&storage), 0);
+        // Not even a byte: what only reads is served, and no job is kept that would be lost.
+        fill(&disk.join("more filler"));
+        let mut connection = server.connect();
+        for path in ["/api/v3/version", "/api/v3/jobs/types", "/api/v3/jobs", "/healthz"] {
+            assert_eq!(connection.get(path).status, 200, "{path}");
+        }
+        let types = connection.get("/api/v3/jobs/types").json();
+        let job = session.steps.iter().find(|step| {
+            let path = step["path"].as_str().unwrap();
+            path.ends_with("/api/v3/jobs") && step["method"] == "POST"
+        });
+        let mut job = job.unwrap()["json"].clone();
+        job["type_etag"] = types["job_types"][0]["etag"].clone();
+        // As large as it may be, so that it finds no gap.
+        job["metadata"]["notes"] = "x".repeat(200_000).into();
+        let body = job.to_string();
+        let kind = "Content-Type: application/json\r\n";
+        connection.send(&post_head("/api/v3/jobs", kind, body.len() as u64));
+        connection.send(body.as_bytes());
+        connection.answer().is_error(507, "full");
+        assert_eq!(connection.get("/api/v3/jobs").json()["jobs"], json!([]));
+
+        for filler in ["filler", "more filler"] {
+            fs::remove_file(disk.join(filler)).unwrap();
+        }
+        let (checkout, job) = session.replay_whole(server.address());
+        session.check(&storage, &checkout);
+        let path = format!("/api/v3/jobs/{}", job["id"].as_str().unwrap());
+        assert_eq!(connection.get(&path).json()["id"], job["id"]);
+        assert_eq!(leftovers(&storage), 0);
+    }
 }
 
 /// The same with errors that are made.
