@@ -27,7 +27,7 @@ pub fn split_token(path: &str) -> Option<(Vec<u8>, &str)> {
 }
 
 /// A path, an address, or a text that has them, with `…` in the place of tokens: of whatever follows
-/// `/t/`, and of whatever looks like one of ours.
+/// `/t/`, of whatever looks like one of ours, and of the user and the password in an address.
 pub fn hide_tokens(text: &str) -> Cow<'_, str> {
     let (mut layer, mut hidden) = (Cow::Borrowed(text), false);
     // Each layer may have tokens of its own, and what separates them may differ.
@@ -57,6 +57,10 @@ fn hide_plain(text: &str) -> Option<String> {
             hidden = true;
             shown.push('…');
             shown.push_str(&piece[word.len()..]);
+        } else if let (true, Some((_, host))) = (shown.ends_with("//"), piece.rsplit_once('@')) {
+            hidden |= !piece.starts_with("…@");
+            shown.push_str("…@");
+            shown.push_str(host);
         } else {
             shown.push_str(piece);
         }
@@ -111,13 +115,25 @@ mod tests {
             ("/%74/abc/t/def", "/t/…/t/…"),
             ("/t/a%2Fb/%74/c", "/t/…/t/…"),
             ("/%252525252574/abc", "…"),
+            ("http://me:secret@farm:8080/x", "http://…@farm:8080/x"),
+            ("http://me:s%40c@et@farm/t/abc/", "http://…@farm/t/…/"),
+            ("is https://secret@[::1]?", "is https://…@[::1]?"),
             (&format!("/x/{fresh}/y"), "/x/…/y"),
             (&format!("/x?key={fresh}"), "/x?…"),
         ] {
             assert_eq!(hide_tokens(text), shown);
         }
-        for text in ["/api/v3/shaman/files/00/1", "/t", "/t/", "/fh_scene.blend", "100%", "", "/%"]
-        {
+        for text in [
+            "/api/v3/shaman/files/00/1",
+            "/t",
+            "/t/",
+            "/fh_scene.blend",
+            "100%",
+            "",
+            "/%",
+            "http://farm/a@b",
+            "a@b//",
+        ] {
             assert_eq!(hide_tokens(text), text);
         }
     }
