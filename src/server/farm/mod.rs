@@ -58,7 +58,7 @@ pub struct Farm {
     wake: Notify,
     /// Held while jobs are taken, and while one is deleted: so a checkout is not erased while a job that
     /// uses it is being taken.
-    taking: tokio::sync::Mutex<()>,
+    taking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Farm {
@@ -75,7 +75,7 @@ impl Farm {
             checkouts: store.checkouts_dir(),
             running: Mutex::default(),
             wake: Notify::new(),
-            taking: tokio::sync::Mutex::default(),
+            taking: Arc::default(),
         }))
     }
 

@@ -436,7 +436,8 @@ async fn submit(
     body: Body,
 ) -> Result<Json<JobAnswer>, ApiError> {
     let mut submitted = read_job(&app, &farm, &headers, body).await?;
-    let _taking = farm.taking.lock().await;
+    // Held by what does it, which goes on when the client has gone.
+    let turn = farm.taking.clone().lock_owned().await;
     let (taking, store) = (farm.clone(), app.store.clone());
     let entry = app
         .exec
@@ -457,6 +458,7 @@ async fn submit(
             };
             let entry = Entry { job, checkout, run: None };
             taking.ledger.add(&entry)?;
+            drop(turn);
             Ok::<_, ApiError>(entry)
         })
         .await?;
@@ -471,7 +473,7 @@ async fn submit(
 fn checkout_used(store: &Store, job: &SubmittedJob) -> Result<Option<String>, ApiError> {
     let storage = job.storage.as_ref();
     if let Some(id) = storage.and_then(|storage| storage.shaman_checkout_id.clone()) {
-        return Ok(Some(id).filter(|id| !id.is_empty()));
+        return Ok(id.parse().ok().map(|checkout: CheckoutPath| checkout.as_str().to_owned()));
     }
     let Some(path) = checkout_of(&job.settings) else { return Ok(None) };
     Ok(store.checkout_above(path)?.map(|checkout| checkout.as_str().to_owned()))
@@ -596,7 +598,7 @@ async fn delete(
     State(app): State<App>,
     NamedJob(farm, entry): NamedJob,
 ) -> Result<StatusCode, ApiError> {
-    let _taking = farm.taking.lock().await;
+    let turn = farm.taking.clone().lock_owned().await;
     let id = entry.job.id.clone();
     // Not given to the command any more, and taken from it if it has it.
     let running = change(&app, &farm, &id, |mut entry| {
@@ -623,6 +625,7 @@ async fn delete(
             // At last: if the disk fails before, the job is still there to be deleted again.
             farm.ledger.remove(&id)?;
             tracing::info!(job = id, "a job is deleted");
+            drop(turn);
             Ok(StatusCode::NO_CONTENT)
         })
         .await
