@@ -1,6 +1,9 @@
 //! Jobs without a Manager: taken, kept, given to a command, and deleted.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, process::Stdio,
+    time::Duration,
+};
 
 use farmhand::{
     jobs::JobStatus,
@@ -52,7 +55,7 @@ fn scripted(dir: &Path, script: &str, change: impl FnOnce(&mut Hook)) -> FarmOpt
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     let mut hook = Hook {
         command: vec!["/bin/sh".into(), path.to_str().unwrap().into(), "an argument".into()],
-        timeout: PATIENCE,
+        timeout: 10 * PATIENCE,
         parallel: 1,
         then: JobStatus::Completed,
     };
@@ -307,6 +310,43 @@ fn a_command_that_runs_can_be_ended_with_all_it_has_started() {
     until(|| ask(&server, &format!("jobs/{id}"))["run"]["output"] == "started\n");
     assert_eq!(server.api("DELETE", &format!("jobs/{id}"), Value::Null).status, 204);
     server.api("GET", &format!("jobs/{id}"), Value::Null).is_error(404, "no job");
+}
+
+/// Is stopped: its command is ended, and the next server says of the job what became of it.
+#[test]
+fn a_command_ends_with_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = dir.path().join("storage");
+    let hook = dir.path().join("hook");
+    fs::write(&hook, "#!/bin/sh\nsleep 1000 & echo $!; wait\n").unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let arguments = ["--hook", hook.to_str().unwrap()];
+    let mut program = farmhand(dir.path());
+    program.env("FARMHAND_SERVE_GRACE", "1 s").stderr(Stdio::null());
+    program.args(["serve", "--listen", "127.0.0.1:0", "--storage"]).arg(&storage).args(arguments);
+    let mut server = ServerProcess::spawn(&mut program);
+    let body = job("cut short").to_string();
+    let head = post_head("/api/v3/jobs", "Content-Type: application/json\r\n", body.len() as u64);
+    let mut connection = server.connect();
+    connection.send(&head);
+    connection.send(body.as_bytes());
+    let path = format!("/api/v3/jobs/{}", connection.answer().json()["id"].as_str().unwrap());
+    let mut pid = String::new();
+    until(|| {
+        pid = connection.get(&path).json()["run"]["output"].as_str().unwrap_or_default().into();
+        pid.ends_with('\n')
+    });
+    drop(connection);
+    server.terminate();
+    until(|| server.child.try_wait().unwrap().is_some_and(|status| status.success()));
+    let stat = format!("/proc/{}/stat", pid.trim());
+    until(|| fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")));
+
+    let server = ServerProcess::start(dir.path(), &storage, &arguments);
+    let job = server.connect().get(&path).json();
+    assert_eq!(job["status"], "failed");
+    assert_eq!(job["run"]["error"], "the server ended");
+    assert_eq!(job["run"]["output"], pid);
 }
 
 #[test]
