@@ -93,6 +93,7 @@ pub(super) struct StoreValues {
     pub durability: store::Durability,
     pub reserve: Room,
     pub link_mode: LinkMode,
+    pub index_chunks: bool,
     pub max_age: Time,
     pub gc_every: Every,
     pub scrub_every: Every,
@@ -107,6 +108,7 @@ impl Default for StoreValues {
             durability: options.durability,
             reserve: Room(options.reserve),
             link_mode: options.link_mode,
+            index_chunks: options.index_chunks,
             max_age: Time(upkeep.max_age),
             gc_every: Every(upkeep.gc_every),
             scrub_every: Every(upkeep.scrub_every),
@@ -611,6 +613,7 @@ const KEYS: &[&str] = &[
     "store.durability",
     "store.reserve",
     "store.link_mode",
+    "store.index_chunks",
     "store.max_age",
     "store.gc_every",
     "store.scrub_every",
@@ -1038,6 +1041,7 @@ impl Settings {
             durability: store.durability,
             reserve: store.reserve.0,
             link_mode: store.link_mode,
+            index_chunks: store.index_chunks,
         }
     }
 

@@ -72,8 +72,7 @@ impl Store {
     pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
         match self.look(id)? {
             Some(found) if found.is_file() && found.len() == id.size_bytes => {
-                let unsynced = self.unsynced.lock().expect("BUG: no one panics with this lock");
-                Ok((!unsynced.contains(id)).then_some(found))
+                Ok((!self.unsynced().contains(id)).then_some(found))
             }
             _ => Ok(None),
         }
