@@ -49,14 +49,13 @@ pub(super) async fn get(
         }
         None => Target::Stdout,
         Some(file) => {
-            let Some(name) = file.file_name().filter(|_| !file.is_dir()) else {
+            if file.file_name().is_none() || file.is_dir() {
                 let message = format!("{} is a directory; give a file in it", file.display());
                 return Err(Failure::new(Exit::Usage, message));
-            };
+            }
             // Beside it, so that it can be given the name.
-            let name =
-                format!(".{}.{:08x}.farmhand-tmp", name.to_string_lossy(), fastrand::u32(..));
-            let temp = file.with_file_name(name);
+            let temp = format!(".{:016x}.farmhand-tmp", fastrand::u64(..));
+            let temp = file.with_file_name(temp);
             Target::File(exec.blocking(move || TempFile::create_writable(temp)).await?)
         }
     };

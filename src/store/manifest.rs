@@ -20,7 +20,7 @@ use super::{
     walk::{Followed, Held, Item, follow},
 };
 use crate::{
-    disk::{DirectoryId, DiskError, Fingerprint, IoContext},
+    disk::{DiskError, Fingerprint, IoContext},
     domain::{BlobId, CheckoutPath, Digest, Entry, Manifest, RelPath},
 };
 
@@ -72,12 +72,12 @@ impl Store {
                 return Err(ManifestError::Unknown(checkout.clone()));
             }
             let read = (|| {
-                let (before, _) = DirectoryId::of(&dir)?;
+                let before = identity(&dir)?;
                 let mut found = Found::default();
                 self.read_dir(checkout, &dir, "", &mut found)?;
                 self.name_files(checkout, &mut found)?;
-                let (after, _) = DirectoryId::of(&dir)?;
-                Ok((before == after).then_some(found.entries))
+                let is_same = identity(&dir)? == before;
+                Ok(is_same.then_some(found.entries))
             })();
             match read {
                 Ok(Some(entries)) => {
@@ -232,6 +232,12 @@ impl Store {
         }
         Ok(blobs)
     }
+}
+
+/// What tells a checkout from another one that gets its name later, and perhaps its inode number.
+fn identity(dir: &Path) -> Result<(u64, u64, i64, i64), DiskError> {
+    let print = Fingerprint::of(&fs::symlink_metadata(dir).on("look at", dir)?);
+    Ok((print.device, print.inode, print.born_ns, print.mtime_ns))
 }
 
 /// The blob without content.
