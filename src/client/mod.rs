@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod download;
 mod error;
 mod manager;
 mod probe;
@@ -18,6 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 pub use body::UploadBody;
+pub use download::{Download, DownloadError};
 pub use error::ClientError;
 pub use manager::{Deletion, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
 pub use probe::{Clocks, Exposure, Probe};
@@ -314,18 +316,22 @@ impl Shaman {
         }
     }
 
+    /// The pauses between tries.
+    fn pauses(&self) -> ExponentialBuilder {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_jitter()
+            .with_max_times(self.options.retries)
+    }
+
     /// Tries a call again, with growing pauses, while its errors are of a kind that may pass.
     async fn retrying<T, F: Future<Output = Result<T, ClientError>>>(
         &self,
         call: impl FnMut() -> F,
         may_pass: fn(&ClientError) -> bool,
     ) -> Result<T, ClientError> {
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(5))
-            .with_jitter()
-            .with_max_times(self.options.retries);
-        call.retry(pauses)
+        call.retry(self.pauses())
             .when(may_pass)
             .notify(|error, pause| {
                 tracing::debug!("trying again in {} ms: {error}", pause.as_millis());
@@ -346,7 +352,7 @@ impl Shaman {
             // Its length was wrong, or there was none to say that it is cut short.
             Err(error) if error.is_eof() && !bytes.is_empty() => Err(ClientError::Unreachable {
                 url: self.shown_url(),
-                reason: "its answer is cut short".into(),
+                reason: error::CUT_SHORT.into(),
                 was_sent: true,
             }),
             Err(error) => Err(ClientError::NotShaman {

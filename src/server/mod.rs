@@ -5,6 +5,7 @@ mod access_log;
 mod admin;
 mod body;
 mod connection;
+mod download;
 mod error;
 mod extension;
 mod farm;
