@@ -187,7 +187,7 @@ async fn capabilities(State(app): State<App>) -> Json<Capabilities> {
             min_blob_bytes: MIN_INDEXED_BYTES,
         }),
         batch: Some(BATCH),
-        download: false,
+        download: true,
     })
 }
 
