@@ -131,8 +131,7 @@ mod tests {
         .collect();
         let lengths: Vec<u32> = cut(&content[..]).iter().map(|chunk| chunk.size_bytes).collect();
         assert_eq!(lengths.iter().sum::<u32>(), 200_000);
-        let expected =
-            [21856, 10616, 32886, 22051, 13082, 11224, 22310, 19290, 21156, 24023, 1506];
+        let expected = [21856, 10616, 32886, 22051, 13082, 11224, 22310, 19290, 21156, 24023, 1506];
         assert_eq!(lengths, expected);
     }
 

@@ -289,6 +289,7 @@ pub(super) struct Upload {
     pub limit: Limit,
     pub retries: u32,
     pub defer: Time,
+    pub delta: agent::Delta,
 }
 
 /// Bytes a second, and when: a text, or several.
@@ -328,6 +329,7 @@ impl Default for Upload {
             limit: Limit::default(),
             retries: options.retries,
             defer: Time(options.defer),
+            delta: options.delta,
         }
     }
 }
@@ -656,6 +658,7 @@ const KEYS: &[&str] = &[
     "upload.limit",
     "upload.retries",
     "upload.defer",
+    "upload.delta",
     "watch.quiet",
     "watch.max_delay",
     "watch.rescan_every",
@@ -1113,6 +1116,7 @@ impl Settings {
             uploads: (upload.parallel as usize).max(1),
             retries: upload.retries,
             defer: upload.defer.0,
+            delta: upload.delta,
             strict: self.values.scan.strict,
             line: Arc::new(agent::Line::new(upload.limit.0.clone())),
         }

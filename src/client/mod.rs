@@ -4,6 +4,7 @@ mod admin;
 mod body;
 mod download;
 mod error;
+mod extension;
 mod manager;
 mod probe;
 mod trust;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 pub use body::UploadBody;
 pub use download::{Download, DownloadError};
 pub use error::ClientError;
+pub use extension::Unfinished;
 pub use manager::{Deletion, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
 pub use probe::{Clocks, Exposure, Probe};
 pub use trust::{BadHeader, BadRoots, BadToken, Headers, Roots, Token};
@@ -108,6 +110,9 @@ pub enum UploadOutcome {
     },
 }
 
+/// What a server says to a request that is about an upload: an answer, or what became of the upload.
+pub type Told<T> = Result<Result<T, UploadOutcome>, ClientError>;
+
 /// A connection pool to one Shaman server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shaman {
@@ -167,6 +172,11 @@ impl Shaman {
     /// Where the server is. Not to be shown: there may be a token in it.
     pub fn url(&self) -> &Url {
         &self.base
+    }
+
+    /// Whether it is this machine.
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.base)
     }
 
     /// The same for people.
@@ -266,51 +276,70 @@ impl Shaman {
         may_defer: bool,
         body: UploadBody,
     ) -> Result<UploadOutcome, ClientError> {
-        let url = self.blob_url(id);
-        let pulse = Arc::new(Pulse::default());
-        let body = match body {
-            UploadBody::Whole(bytes) => reqwest::Body::from(bytes),
-            UploadBody::Pieces(pieces) => {
-                reqwest::Body::wrap(StreamedBody::new(pieces, id.size_bytes, pulse.clone()))
-            }
-        };
         let request = self
-            .request(Method::POST, url.clone())
-            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .request(Method::POST, self.blob_url(id))
             .header(wire::CAN_DEFER, if may_defer { "true" } else { "false" })
-            .header(wire::ORIGINAL_FILENAME, wire::encode_filename(name))
-            .body(body);
+            .header(wire::ORIGINAL_FILENAME, wire::encode_filename(name));
+        Ok(match self.send(request, Some(body), Some(id.size_bytes)).await? {
+            Ok(_) => UploadOutcome::Stored,
+            Err(outcome) => outcome,
+        })
+    }
+
+    /// Sends a request that is about an upload, with a body of this length, if that is known. The answer,
+    /// if that is a good one (200 or 204), or what else became of it.
+    ///
+    /// # Errors
+    /// Where trying again is of no use.
+    async fn send(
+        &self,
+        mut request: RequestBuilder,
+        body: Option<UploadBody>,
+        size_bytes: Option<u64>,
+    ) -> Told<Response> {
+        let pulse = Arc::new(Pulse::default());
+        if let Some(body) = body {
+            let body = match body {
+                UploadBody::Whole(bytes) => reqwest::Body::from(bytes),
+                UploadBody::Pieces(pieces) => {
+                    reqwest::Body::wrap(StreamedBody::new(pieces, size_bytes, pulse.clone()))
+                }
+            };
+            request = request.header(header::CONTENT_TYPE, "application/octet-stream").body(body);
+        }
+        let request = request.build().map_err(|error| ClientError::Setup { source: error })?;
+        let url = request.url().clone();
         let answer = tokio::select! {
-            answer = request.send() => answer,
+            answer = self.http.execute(request) => answer,
             () = pulse.stalled(self.options.stall_timeout) => {
-                return Ok(UploadOutcome::Unknown("the server stopped reading".into()));
+                return Ok(Err(UploadOutcome::Unknown("the server stopped reading".into())));
             }
         };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) if error.is_connect() => {
                 let reason = error::innermost(&error);
-                return Ok(UploadOutcome::Later { reason, pause: None, reached: false });
+                return Ok(Err(UploadOutcome::Later { reason, pause: None, reached: false }));
             }
-            Err(error) => return Ok(UploadOutcome::Unknown(error::innermost(&error))),
+            Err(error) => return Ok(Err(UploadOutcome::Unknown(error::innermost(&error)))),
         };
         if pulse.left_bytes() > FINISH_REST_BYTES {
             pulse.give_up();
         }
         let status = answer.status();
         match status {
-            StatusCode::OK | StatusCode::NO_CONTENT => return Ok(UploadOutcome::Stored),
-            StatusCode::ALREADY_REPORTED => return Ok(UploadOutcome::AlreadyStored),
-            StatusCode::TOO_EARLY => return Ok(UploadOutcome::Deferred),
+            StatusCode::OK | StatusCode::NO_CONTENT => return Ok(Ok(answer)),
+            StatusCode::ALREADY_REPORTED => return Ok(Err(UploadOutcome::AlreadyStored)),
+            StatusCode::TOO_EARLY => return Ok(Err(UploadOutcome::Deferred)),
             _ => {}
         }
         let retry_after = retry_after(&answer);
         let error = self.error(answer, &url).await;
         if status == StatusCode::EXPECTATION_FAILED {
-            Ok(UploadOutcome::Rejected(error.to_string()))
+            Ok(Err(UploadOutcome::Rejected(error.to_string())))
         } else if error.is_transient() {
             let reached = !error.is_gateway();
-            Ok(UploadOutcome::Later { reason: error.to_string(), pause: retry_after, reached })
+            Ok(Err(UploadOutcome::Later { reason: error.to_string(), pause: retry_after, reached }))
         } else {
             Err(error)
         }

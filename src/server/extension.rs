@@ -24,8 +24,8 @@ use crate::{
     store::{Batch, Batched, BeginPieces, MIN_INDEXED_BYTES, Received, Store, UnfinishedError},
     wire::{
         self, BLOB_HEAD_BYTES, BatchAnswer, BatchLimits, BatchResult, BeginAnswer,
-        CHUNK_HEAD_BYTES, Capabilities, ChunkLimits, FrameError, Problem, RECIPE_ENTRY_BYTES,
-        RecipeAnswer, read_blob, read_chunk, read_recipe, runs_of,
+        CHUNK_HEAD_BYTES, Capabilities, ChunkLimits, FrameError, KnownAnswer, Problem,
+        RECIPE_ENTRY_BYTES, RecipeAnswer, read_blob, read_chunk, read_recipe, runs_of,
     },
 };
 
@@ -49,7 +49,8 @@ pub(super) const CUT: &str = "fastcdc-2020/8192/16384/65536";
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(capabilities))
-        .routes(routes!(begin))
+        .routes(routes!(known))
+        .routes(routes!(begin, abandon))
         .routes(routes!(recipe))
         .routes(routes!(chunks))
         .routes(routes!(finish))
@@ -191,10 +192,30 @@ async fn capabilities(State(app): State<App>) -> Json<Capabilities> {
     })
 }
 
+/// Ask how much of something the server knows
+///
+/// To find out, with a sample of a file's chunks, whether it is worth sending it by its chunks. Of what is
+/// stored when the file is sent, more or less may be known.
+#[utoipa::path(
+    post, path = "/chunks/known", operation_id = "countKnownChunks", tag = "extension",
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "Some chunks: a digest (BLAKE3, 32 bytes) and a length (4 bytes, little-endian) for each"),
+    responses(
+        (status = 200, description = "How many of them are known", body = KnownAnswer),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 408, description = "No data came for too long", body = Problem),
+        (status = 413, description = "There are too many chunks", body = Problem),
+    )
+)]
+async fn known(State(app): State<App>, body: Body) -> Result<Json<KnownAnswer>, ApiError> {
+    let sample = read_chunk_list(&app, body).await?;
+    let store = app.store.clone();
+    let known = app.exec.blocking(move || store.known_chunks(&sample)).await;
+    Ok(Json(KnownAnswer { known: known as u32 }))
+}
+
 /// Begin to send a file in pieces, or go on
 ///
-/// The body may have a sample of the file's chunks, to find out whether the server knows any. What has come
-/// of a file survives restarts of both sides for some days.
+/// What has come of a file survives restarts of both sides for some days.
 #[utoipa::path(
     post, path = "/unfinished/{sha}/{size}", operation_id = "beginUnfinished", tag = "extension",
     params(
@@ -202,13 +223,10 @@ async fn capabilities(State(app): State<App>) -> Json<Capabilities> {
         ("size" = u64, Path, description = "Size of the content in bytes"),
         ("X-Farmhand-Sender" = String, Header, description = "1 to 64 letters and digits that the client has made up for itself"),
     ),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "Some chunks: a digest (BLAKE3, 32 bytes) and a length (4 bytes, little-endian) for each"),
     responses(
         (status = 200, description = "Go on", body = BeginAnswer),
         (status = 208, description = "It is stored already"),
         (status = 400, description = "The request is not as expected", body = Problem),
-        (status = 408, description = "No data came for too long", body = Problem),
-        (status = 413, description = "There are too many chunks", body = Problem),
         (status = 425, description = "Somebody else is sending it: go on with other files, then ask again", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
         (status = 503, description = "Too many files are being sent in pieces", body = Problem),
@@ -219,25 +237,12 @@ async fn begin(
     State(app): State<App>,
     blob: Result<NamedBlob, ApiError>,
     headers: HeaderMap,
-    body: Body,
 ) -> Result<Response, ApiError> {
     let NamedBlob(id) = blob?;
     let sender = sender(&headers)?;
-    let sample = read_chunk_list(&app, body).await?;
     let store = app.store.clone();
-    let (begun, known) = app
-        .exec
-        .blocking(move || {
-            let begun = store.begin_pieces(id, &sender)?;
-            let known = match begun {
-                BeginPieces::Begun { .. } => store.known_chunks(&sample),
-                _ => 0,
-            };
-            Ok::<_, UnfinishedError>((begun, known as u32))
-        })
-        .await?;
-    Ok(match begun {
-        BeginPieces::Begun { resumable } => Json(BeginAnswer { resumable, known }).into_response(),
+    Ok(match app.exec.blocking(move || store.begin_pieces(id, &sender)).await? {
+        BeginPieces::Begun { resumable } => Json(BeginAnswer { resumable }).into_response(),
         BeginPieces::Stored => {
             app.metrics.upload_ended(UploadEnd::AlreadyStored);
             StatusCode::ALREADY_REPORTED.into_response()
@@ -247,6 +252,35 @@ async fn begin(
             busy().into_response()
         }
     })
+}
+
+/// Give up a file that was begun
+///
+/// What has come of it is removed, and anybody may send it.
+#[utoipa::path(
+    delete, path = "/unfinished/{sha}/{size}", operation_id = "abandonUnfinished", tag = "extension",
+    params(
+        ("sha" = String, Path, description = "SHA-256 of the content, as 64 lower-case hex digits"),
+        ("size" = u64, Path, description = "Size of the content in bytes"),
+        ("X-Farmhand-Sender" = String, Header, description = "As at the beginning"),
+    ),
+    responses(
+        (status = 204, description = "It is given up"),
+        (status = 400, description = "The request is not as expected", body = Problem),
+        (status = 404, description = "Nothing was begun under this name, or somebody else goes on with it", body = Problem),
+        (status = 500, description = "The storage fails", body = Problem),
+    )
+)]
+async fn abandon(
+    State(app): State<App>,
+    blob: Result<NamedBlob, ApiError>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    let NamedBlob(id) = blob?;
+    let sender = sender(&headers)?;
+    let store = app.store.clone();
+    app.exec.blocking(move || store.abandon_pieces(&id, &sender)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn busy() -> ApiError {

@@ -367,6 +367,21 @@ impl Store {
         Ok(Some(Finished { received: self.publish_pieces(&unfinished.part, ticket)?, sent_bytes }))
     }
 
+    /// Gives a blob up that this sender has begun, and removes what has come of it.
+    ///
+    /// # Errors
+    /// If it has not begun it, or the file cannot be removed.
+    pub fn abandon_pieces(&self, id: &BlobId, sender: &str) -> Result<(), UnfinishedError> {
+        let unfinished = self.request(id, sender)?;
+        // From here on, nothing is written to it.
+        let _quiet = unfinished.writing.write().expect("BUG: no one panics with this lock");
+        let ticket = unfinished.state().ticket.take();
+        self.unfinished.map().remove(id);
+        self.remove_unfinished(id)?;
+        drop(ticket);
+        Ok(())
+    }
+
     fn publish_pieces(&self, part: &PartFile, mut ticket: Ticket) -> Result<Received, DiskError> {
         let size_bytes = ticket.id.size_bytes;
         if part.len()? != size_bytes {

@@ -78,7 +78,12 @@ pub fn runs_of(places: impl IntoIterator<Item = u32>) -> Vec<Run> {
 pub struct BeginAnswer {
     /// Whether there may be something of it from an earlier try: then recipes tell what.
     pub resumable: bool,
-    /// How many chunks of the sample the server knows.
+}
+
+/// Answer to a sample of chunks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KnownAnswer {
+    /// How many of them the server knows.
     pub known: u32,
 }
 
