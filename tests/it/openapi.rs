@@ -273,7 +273,7 @@ fn matches(document: &Value, schema: &Value, value: &Value) -> Result<(), String
                 assert_eq!(says, "^[0-9a-f]{64}$");
                 value.as_str().is_some_and(|text| text.parse::<farmhand::domain::Digest>().is_ok())
             }
-            "description" | "format" => true,
+            "description" | "format" | "default" => true,
             other => return Err(format!("unknown keyword {other}")),
         };
         if !holds {
@@ -406,6 +406,7 @@ fn answers_are_as_it_describes_them() {
     let size = 1_u64 << 60;
     huge.send(&post_head(&format!("/api/v3/shaman/files/{}/{size}", sha(b"x")), "", size));
     checked.check("shamanFileStore", &huge.answer());
+    extension(&server, &mut checked);
     refusals(&server, &mut checked);
     administration(&server, &mut checked);
     // A disk in more disorder.
@@ -421,6 +422,8 @@ fn answers_are_as_it_describes_them() {
     checked.check("shamanCheckoutRequirements", &server.post_json("checkout/requirements", &body));
     checked.check("shamanCheckout", &create("z", files));
     checked.check("downloadBlob", &ask(&format!("/farmhand/v1/blobs/{}", address(&other))));
+    let begin = format!("/farmhand/v1/unfinished/{}", address(&other));
+    checked.check("beginUnfinished", &server.connect().post(&begin, SENDER, b""));
     // No room.
     let reserve = farmhand::store::Reserve::Percent(100.0);
     let full = farmhand::store::Options { reserve, ..Default::default() };
@@ -444,12 +447,110 @@ fn answers_are_as_it_describes_them() {
     assert_eq!(
         unseen,
         [
+            "abandonUnfinished 500",
+            "beginUnfinished 503",
             "collectGarbage 503",
+            "finishUnfinished 500",
+            "finishUnfinished 507",
+            "layUnfinished 500",
+            "layUnfinished 507",
+            "sendBatch 500",
+            "sendUnfinished 500",
+            "sendUnfinished 507",
             "shamanCheckout 503",
             "shamanCheckout 507",
             "shamanCheckoutRequirements 503"
         ]
     );
+}
+
+const SENDER: &str = "X-Farmhand-Sender: me\r\n";
+
+/// What farmhand speaks beside Shaman.
+fn extension(server: &TestServer, checked: &mut Checked<'_>) {
+    let (content, piece) = (random(2000), |content: &[u8], offset: u64| {
+        let id = farmhand::domain::ChunkId::of(content);
+        let length = (content.len() as u32).to_le_bytes();
+        [&id.as_bytes()[..], &offset.to_le_bytes(), &length, &length, content].concat()
+    });
+    let entry = |content: &[u8]| {
+        let id = farmhand::domain::ChunkId::of(content);
+        [&id.as_bytes()[..], &(content.len() as u32).to_le_bytes()].concat()
+    };
+    let path = format!("/farmhand/v1/unfinished/{}", address(&content));
+    let post = |headers: &str, what: &str, body: &[u8]| {
+        server.connect().post(&format!("{path}{what}"), headers, body)
+    };
+    let silent = |path: &str| {
+        let mut silent = server.connect();
+        silent.send(&post_head(path, SENDER, 10));
+        silent.answer()
+    };
+    let delete = |headers: &str| {
+        let mut connection = server.connect();
+        let head = format!("DELETE {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+        connection.send(head.as_bytes());
+        connection.answer()
+    };
+    checked.check("getCapabilities", &server.connect().get("/farmhand/v1/capabilities"));
+    let long = vec![0; 700_000];
+    for body in [&entry(b"x")[..], b"x", &long] {
+        let answer = server.connect().post("/farmhand/v1/chunks/known", "", body);
+        checked.check("countKnownChunks", &answer);
+    }
+    checked.check("countKnownChunks", &silent("/farmhand/v1/chunks/known"));
+    for headers in [SENDER, ""] {
+        checked.check("abandonUnfinished", &delete(headers));
+    }
+    let (half, rest) = content.split_at(1000);
+    for (operation, what, body) in [
+        ("layUnfinished", "/recipe?offset=0", entry(half)),
+        ("sendUnfinished", "/chunks", piece(half, 0)),
+        ("finishUnfinished", "/finish", Vec::new()),
+    ] {
+        checked.check(operation, &post(SENDER, what, &body));
+    }
+    for headers in [SENDER, "X-Farmhand-Sender: other\r\n", ""] {
+        checked.check("beginUnfinished", &post(headers, "", b""));
+    }
+    for body in [entry(half), b"x".to_vec(), long] {
+        checked.check("layUnfinished", &post(SENDER, "/recipe?offset=0", &body));
+    }
+    checked.check("layUnfinished", &silent(&format!("{path}/recipe?offset=0")));
+    for body in [piece(half, 0), piece(rest, 0), b"x".to_vec(), vec![0; 65 << 20]] {
+        checked.check("sendUnfinished", &post(SENDER, "/chunks", &body));
+    }
+    let mut wrong = piece(half, 0);
+    wrong[0] ^= 1;
+    checked.check("sendUnfinished", &post(SENDER, "/chunks", &wrong));
+    checked.check("layUnfinished", &post(SENDER, "/recipe?offset=0", &entry(rest)));
+    for headers in [SENDER, ""] {
+        checked.check("finishUnfinished", &post(headers, "/finish", b""));
+    }
+    checked.check("abandonUnfinished", &delete(SENDER));
+    for (second, code) in [(half, 417), (rest, 204), (rest, 208)] {
+        if code < 208 || code == 417 {
+            checked.check("beginUnfinished", &post(SENDER, "", b""));
+            let both = [piece(half, 0), piece(second, 1000)].concat();
+            checked.check("sendUnfinished", &post(SENDER, "/chunks", &both));
+        }
+        let finished = post(SENDER, "/finish", b"");
+        assert_eq!(finished.status, code);
+        checked.check("finishUnfinished", &finished);
+    }
+    checked.check("beginUnfinished", &post(SENDER, "", b""));
+    // More than any disk has.
+    let huge = format!("/farmhand/v1/unfinished/{}/{}", sha(b"x"), 1_u64 << 60);
+    checked.check("beginUnfinished", &server.connect().post(&huge, SENDER, b""));
+    // One that goes on with its silence.
+    let begun = random(10);
+    let path = format!("/farmhand/v1/unfinished/{}", address(&begun));
+    checked.check("beginUnfinished", &server.connect().post(&path, SENDER, b""));
+    checked.check("sendUnfinished", &silent(&format!("{path}/chunks")));
+    for body in [&b""[..], b"x", &vec![0; 17 << 20]] {
+        checked.check("sendBatch", &server.connect().post("/farmhand/v1/batch", "", body));
+    }
+    checked.check("sendBatch", &silent("/farmhand/v1/batch"));
 }
 
 fn a_job() -> Value {
