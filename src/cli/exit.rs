@@ -107,8 +107,11 @@ impl Failure {
 
 /// A text of several lines with nothing in it that a terminal would obey: what servers say and files are
 /// called is for them to choose.
-fn harmless(text: &str) -> String {
-    let lines: Vec<_> = text.split('\n').map(escaped).collect();
+pub(super) fn harmless(text: &str) -> String {
+    let lines: Vec<_> = text
+        .split('\n')
+        .map(|line| line.split('\t').map(escaped).collect::<Vec<_>>().join("\t"))
+        .collect();
     lines.join("\n")
 }
 

@@ -183,8 +183,7 @@ fn description(job: &RemoteJob, all: &Value) -> Vec<String> {
     .filter(|(_, value)| !value.is_empty())
     .map(|(key, value)| format!("{key:<10} {}", escaped(value)))
     .collect();
-    let settings =
-        job.settings.iter().map(|(key, value)| ("setting", key, value.to_string()));
+    let settings = job.settings.iter().map(|(key, value)| ("setting", key, value.to_string()));
     let metadata = job.metadata.iter().map(|(key, value)| ("metadata", key, value.clone()));
     for (what, key, value) in settings.chain(metadata) {
         lines.push(format!("{what:<10} {} = {}", escaped(key), escaped(&value)));

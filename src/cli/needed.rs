@@ -179,7 +179,8 @@ mod tests {
             assert_eq!(found.missing, [link.join("a/gone.png")]);
         }
         let outside = real.join("../out.png");
-        let error = sort([(real.join("s.blend"), vec![outside])].into(), &real).unwrap_err();
+        let error =
+            sort([(real.join("s.blend"), vec![outside])].into(), Vec::new(), &real).unwrap_err();
         assert!(error.message().contains("out.png"), "{}", error.message());
         assert!(error.message().contains("--root"), "{}", error.message());
     }

@@ -24,9 +24,7 @@ use super::{
 };
 use crate::{
     agent,
-    client::{
-        ClientError, FoundType, RemoteJob, RemoteStatus, Shaman, Version, is_refusal,
-    },
+    client::{ClientError, FoundType, RemoteJob, RemoteStatus, Shaman, Version, is_refusal},
     domain::{CheckoutPath, RelPath},
     jobs::{JOBS_VARIABLE, JobStatus, JobType, Platform, Storage, SubmittedJob},
     scan::{Scan, SkipReason, Skipped},

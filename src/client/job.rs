@@ -151,8 +151,12 @@ mod tests {
         assert_eq!((job.name.as_str(), job.status.name()), ("n", "archived"));
         assert_eq!((job.steps_total, job.activity.as_str(), job.checkout()), (0, "", None));
         assert!(job.created.is_some() && job.updated.is_some());
-        let job: RemoteJob = serde_json::from_value(json!({"id": "a", "status": "paused"})).unwrap();
+        let job: RemoteJob =
+            serde_json::from_value(json!({"id": "a", "status": "paused"})).unwrap();
         assert!(job.status == JobStatus::Paused && job.created.is_none());
-        assert!(serde_json::from_value::<RemoteJob>(json!({"name": "a"})).is_err(), "no id, no job");
+        assert!(
+            serde_json::from_value::<RemoteJob>(json!({"name": "a"})).is_err(),
+            "no id, no job"
+        );
     }
 }

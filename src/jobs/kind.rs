@@ -283,7 +283,11 @@ impl Setting {
             (Some(min), None) => format!("from {min} on"),
             (None, max) => format!("up to {}", max.unwrap_or(&Value::Null)),
         };
-        Err(BadSetting::Range { key: self.key.clone(), range, value: shortened(&value.to_string()) })
+        Err(BadSetting::Range {
+            key: self.key.clone(),
+            range,
+            value: shortened(&value.to_string()),
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
@@ -31,6 +31,12 @@ enum Instead {
     Answer(u16, &'static str, &'static str),
     /// It is passed on, and the connection breaks before the answer.
     LoseAnswer,
+    /// It is passed on when [`Script::late`] is set; the client does not wait for that.
+    Late,
+    /// There is never an answer.
+    Silence,
+    /// This is answered, and then something, without end.
+    Endless(&'static str),
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +45,100 @@ struct Script {
     rules: Vec<(&'static str, &'static str, Instead)>,
     /// All heads.
     heads: Vec<String>,
+    /// Answers to requests that are not about files.
+    manager: Option<Go>,
+    late: bool,
+}
+
+/// A Manager as its server, which is written in Go, answers.
+#[derive(Debug, Default)]
+struct Go {
+    /// The jobs, as they were submitted, and what they are at.
+    jobs: Vec<(Value, &'static str)>,
+}
+
+impl Go {
+    /// Job 0, 1, …
+    fn id(number: usize) -> String {
+        format!("a2b1c0d9-0000-4000-8000-{number:012}")
+    }
+
+    /// Optional fields that are empty are left out or not, as it happens.
+    fn job(&self, number: usize) -> String {
+        let (job, status) = &self.jobs[number];
+        format!(
+            r#"{{"activity":"","created":"2026-01-02T03:04:05.123456789+02:00","id":"{}","initial_status":null,
+            "metadata":null,"name":{},"priority":{},"settings":{},"status":"{status}","steps_completed":null,
+            "storage":{},"submitter_platform":"","type":{},"updated":"2026-01-02T03:04:05Z",
+            "was_submitted_by":{{"new":["field"]}},"worker_tag":null}}"#,
+            Self::id(number),
+            job["name"],
+            job["priority"],
+            job["settings"],
+            job["storage"],
+            job["type"],
+        )
+    }
+
+    fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        let parts: Vec<&str> = path.trim_start_matches("/api/v3/").split('/').collect();
+        let found = |id: &str| (0..self.jobs.len()).find(|number| Self::id(*number) == id);
+        let none = || (404, r#"{"code":404,"message":"no such job"}"#.to_owned());
+        match (method, &parts[..]) {
+            ("GET", ["version"]) => (
+                200,
+                r#"{"git":"v3.8","name":"Flamenco","shortversion":"3.8","version":"3.8"}"#.into(),
+            ),
+            ("GET", ["configuration", ..]) => (
+                200,
+                r#"{"audience":"users","location":"/x","platform":"linux","shamanEnabled":true}"#.into(),
+            ),
+            ("GET", ["jobs", "types"]) => (
+                200,
+                r#"{"job_types":[{"description":null,"etag":"e","label":"Other","name":"other","settings":null},
+                {"description":"","etag":"e","label":"Render","name":"simple-blender-render","settings":[
+                {"autoeval":null,"choices":null,"default":null,"description":"","editable":null,"evalInfo":null,
+                "key":"frames","propargs":null,"required":true,"subtype":"","type":"string","visible":null},
+                {"key":"blendfile","required":true,"type":"string","visible":"web"}]}]}"#
+                    .into(),
+            ),
+            ("GET", ["worker-mgt", "tags"]) => (200, r#"{"tags":null}"#.into()),
+            ("POST", ["jobs", "check"]) => (204, String::new()),
+            ("POST", ["jobs"]) => {
+                self.jobs.push((serde_json::from_slice(body).unwrap(), "queued"));
+                (200, self.job(self.jobs.len() - 1))
+            }
+            ("GET", ["jobs"]) => {
+                let jobs: Vec<_> = (0..self.jobs.len()).map(|number| self.job(number)).collect();
+                (200, format!(r#"{{"jobs":[{}]}}"#, jobs.join(",")))
+            }
+            ("GET", ["jobs", id]) => match found(id) {
+                Some(number) => (200, self.job(number)),
+                None => none(),
+            },
+            ("GET", ["jobs", _, "what-would-delete-do"]) => {
+                (200, r#"{"shaman_checkout":true}"#.into())
+            }
+            ("DELETE", ["jobs", id]) => match found(id) {
+                Some(number) => {
+                    self.jobs.remove(number);
+                    (204, String::new())
+                }
+                None => none(),
+            },
+            ("POST", ["jobs", id, "setstatus"]) => {
+                let Some(number) = found(id) else { return none() };
+                let wish: Value = serde_json::from_slice(body).unwrap();
+                self.jobs[number].1 = match wish["status"].as_str().unwrap() {
+                    "cancel-requested" => "cancel-requested",
+                    "requeueing" => "requeueing",
+                    other => panic!("{other}"),
+                };
+                (204, String::new())
+            }
+            _ => panic!("{method} {path}"),
+        }
+    }
 }
 
 /// A Manager: passes on what no rule is about.
@@ -51,7 +151,7 @@ impl Front {
     fn start(server: &TestServer, rules: &[(&'static str, &'static str, Instead)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let script = Arc::new(Mutex::new(Script { rules: rules.to_vec(), heads: Vec::new() }));
+        let script = Arc::new(Mutex::new(Script { rules: rules.to_vec(), ..Script::default() }));
         let (shared, server) = (script.clone(), server.addr);
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -60,6 +160,19 @@ impl Front {
             }
         });
         Self { addr, script }
+    }
+
+    /// One that is no farmhand but for the files.
+    fn go(files: &TestServer, rules: &[(&'static str, &'static str, Instead)]) -> Self {
+        let front = Self::start(files, rules);
+        front.script.lock().unwrap().manager = Some(Go::default());
+        front
+    }
+
+    /// What Go's job is at from now on.
+    fn set(&self, number: usize, status: &'static str) {
+        let mut script = self.script.lock().unwrap();
+        script.manager.as_mut().unwrap().jobs[number].1 = status;
     }
 
     fn url(&self) -> String {
@@ -112,11 +225,49 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
             client.write_all(answer.as_bytes()).unwrap();
             continue;
         }
+        match rule {
+            Some(Instead::Silence) => {
+                // Until the client gives up.
+                let _ = reader.read_to_end(&mut Vec::new());
+                return;
+            }
+            Some(Instead::Endless(start)) => {
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{start}"
+                );
+                let mut sent = client.write_all(head.as_bytes());
+                while sent.is_ok() {
+                    sent = client.write_all(&[b' '; 1 << 16]);
+                }
+                return;
+            }
+            Some(Instead::Late) => until(|| script.lock().unwrap().late),
+            _ => {}
+        }
+        let go = {
+            let mut script = script.lock().unwrap();
+            let manager = script.manager.as_mut().filter(|_| !path.contains("/shaman/"));
+            manager.map(|go| go.answer(method, path, &body))
+        };
+        if let Some((status, text)) = go {
+            if matches!(rule, Some(Instead::LoseAnswer)) {
+                return;
+            }
+            let length = match status {
+                204 => String::new(),
+                _ => format!("Content-Length: {}\r\n", text.len()),
+            };
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{length}\r\n{text}"
+            );
+            client.write_all(answer.as_bytes()).unwrap();
+            continue;
+        }
         let mut connection = Connection::new(server);
         connection.send(head.as_bytes());
         connection.send(&body);
         let answer = connection.answer();
-        if rule.is_some() {
+        if matches!(rule, Some(Instead::LoseAnswer)) {
             return;
         }
         let lines = answer.head.lines().filter(|line| {
@@ -267,6 +418,8 @@ fn what_is_wrong_with_a_job_is_said_before_anything_is_sent() {
         ),
         (&["-s", "frames=1", "-s", "fps=fast"], 2, "fps takes a number"),
         (&["-s", "other=1"], 2, "no setting \"other\"; it has frames, chunk_size"),
+        (&["-s", "frames=1", "-s", "chunk_size=0"], 2, "chunk_size takes numbers from 1 on, not 0"),
+        (&["-s", "frames=1", "-s", "blendfile=/x.blend"], 2, "leave this setting out"),
         (
             &["--type", "nuke"],
             2,
@@ -360,6 +513,88 @@ fn a_job_that_is_refused_sends_nothing_or_takes_its_checkout_away() {
     let output = submit(&dir, &file, &front.url(), &[&FRAMES[..], &["--as", "mine"]].concat());
     failed(&output, 1, "its checkout mine is left on the server");
     front.all_rules_were_needed();
+}
+
+/// Fields that are empty, `null` or missing, fields and a status that nobody knows.
+#[test]
+fn a_manager_is_understood_however_it_writes_its_answers() {
+    let files = TestServer::start();
+    let (dir, file) = project();
+    let front = Front::go(&files, &[("POST", "/v3/jobs", Instead::LoseAnswer)]);
+    let url = front.url();
+    let ids = [Go::id(0), Go::id(1), Go::id(2)];
+    // Taken, although its answer does not come.
+    assert_eq!(succeeded(&submit(&dir, &file, &url, &FRAMES)).trim(), ids[0]);
+    front.all_rules_were_needed();
+    assert_eq!(succeeded(&submit(&dir, &file, &url, &FRAMES)).trim(), ids[1]);
+    assert_eq!(checkouts_of(&files).len(), 2);
+
+    front.set(0, "archived");
+    let list = succeeded(&job(&dir, &url, &["list"]));
+    assert_eq!(list.lines().count(), 3);
+    assert!(list.contains("archived") && list.contains("2026-01-02T01:04:05Z"), "{list}");
+    let list = succeeded(&job(&dir, &url, &["list", "--json"]));
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list["jobs"][0]["submitter_platform"], "");
+    let shown = succeeded(&job(&dir, &url, &["show", &ids[0]]));
+    assert!(shown.contains("status     archived") && shown.contains("checkout   "), "{shown}");
+    assert_eq!(succeeded(&job(&dir, &url, &["cancel", &ids[0]])).trim(), "cancel-requested");
+    assert_eq!(succeeded(&job(&dir, &url, &["requeue", &ids[0]])).trim(), "requeueing");
+
+    let script = front.script.clone();
+    let waiter = thread::spawn(move || {
+        until(|| {
+            let mut script = script.lock().unwrap();
+            let is_asked = script.heads.iter().any(|head| head.contains(&Go::id(2)));
+            if is_asked {
+                script.manager.as_mut().unwrap().jobs[2].1 = "completed";
+            }
+            is_asked
+        });
+    });
+    let output = submit(&dir, &file, &url, &[&FRAMES[..], &["--wait", "--json"]].concat());
+    waiter.join().unwrap();
+    let answer: Value = serde_json::from_str(&succeeded(&output)).unwrap();
+    assert_eq!((&answer["job_id"], &answer["status"]), (&json!(ids[2]), &json!("completed")));
+    assert!(answer["job_url"].as_str().unwrap().ends_with(&format!("/app/jobs/{}", ids[2])));
+    assert!(succeeded(&job(&dir, &url, &["delete", &ids[2]])).contains("and its checkout"));
+    failed(&job(&dir, &url, &["show", &ids[2]]), 4, "no such job");
+    failed(&job(&dir, &url, &["delete", &ids[2]]), 4, "no such job");
+}
+
+/// What is between here and there gives up, and the Manager takes the job after that.
+#[test]
+fn a_job_that_is_taken_late_has_its_files() {
+    let manager = TestServer::farm_for_others();
+    let (dir, file) = project();
+    let storage = dir.path().join("storage");
+    let front = Front::start(&manager, &[("POST", "/v3/jobs", Instead::Late)]);
+    let mut command = farmhand(dir.path());
+    command.env("FARMHAND_SERVE_MANAGER_TIMEOUT", "1 s").stderr(Stdio::null());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--manager", &front.url(), "--storage"]);
+    let gateway = ServerProcess::spawn(command.arg(&storage));
+    let more = [&FRAMES[..], &["--as", "late"]].concat();
+    let output = submit(&dir, &file, &gateway.url, &more);
+    failed(&output, 5, "it is not known whether the job was taken: look with `farmhand job list`");
+    assert!(text(&output.stderr).contains("in the checkout late"), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("run this again"), "{}", text(&output.stderr));
+    front.script.lock().unwrap().late = true;
+    until(|| jobs_of(&manager).len() == 1);
+    assert_eq!(jobs_of(&manager)[0]["storage"]["shaman_checkout_id"], "late");
+    assert_eq!(tree(&storage.join("jobs/late")), tree(&dir.path().join("all/project")));
+
+    // Any other proxy that gives up.
+    for (number, status) in [408, 502, 503, 504].into_iter().enumerate() {
+        let rule = Instead::Answer(status, "text/html", "<html>");
+        // One is tried again, as nothing was seen of it.
+        let times = if status == 503 { 6 } else { 1 };
+        let front = Front::start(&manager, &vec![("POST", "/v3/jobs", rule); times]);
+        let name = format!("proxy-{number}");
+        let output = submit(&dir, &file, &front.url(), &[&FRAMES[..], &["--as", &name]].concat());
+        assert!(text(&output.stderr).contains(&format!("in the checkout {name}")), "{status}");
+        assert!(checkouts_of(&manager).contains(&name), "{status}");
+        front.all_rules_were_needed();
+    }
 }
 
 #[test]
@@ -557,7 +792,15 @@ fn only_what_a_file_needs_is_sent_if_that_is_asked_for() {
     let strict = submit_needed(&dir, &file, &url, &tool).arg("--strict").output().unwrap();
     failed(&strict, 4, "gone.png");
 
+    assert!(text(&output.stderr).contains("it is needed, and not there"));
+    // Not there and not even in the project.
     let outside = dir.path().join("outside.png");
+    let warning =
+        format!("echo 'x WARNING  Path {} does not exist for <BlockUsage>' >&2", outside.display());
+    let tool = bat(&dir, &json!({ file_text: [wood_text] }).to_string(), &warning);
+    failed(&submit_needed(&dir, &file, &url, &tool).output().unwrap(), 2, "outside.png");
+    let tool = bat(&dir, &json!({ file_text: [outside, wood_text] }).to_string(), "");
+    failed(&submit_needed(&dir, &file, &url, &tool).output().unwrap(), 2, "outside.png");
     fs::write(&outside, "x").unwrap();
     let tool = bat(&dir, &json!({ file_text: [outside, wood_text] }).to_string(), "");
     failed(&submit_needed(&dir, &file, &url, &tool).output().unwrap(), 2, "outside.png");
