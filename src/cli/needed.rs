@@ -173,7 +173,7 @@ mod tests {
                 (real.join("s.blend"), vec![link.join("a/b/x.png"), real.join("a/../a/b/x.png")]),
                 (link.join("a/../s.blend"), vec![link.join("a/gone.png")]),
             ];
-            let found = sort(listed.into(), root).unwrap();
+            let found = sort(listed.into(), Vec::new(), root).unwrap();
             let expected = ["a/b/x.png", "s.blend"].map(|path| RelPath::from_wire(path).unwrap());
             assert_eq!(found.files, expected.into());
             assert_eq!(found.missing, [link.join("a/gone.png")]);

@@ -10,9 +10,11 @@ use std::{
     process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use farmhand::{
+    client::{Options, Shaman},
     jobs::JobStatus,
     server::{FarmOptions, Hook},
 };
@@ -865,4 +867,142 @@ fn headers_are_shown_to_the_server_alone_and_to_nobody_else() {
     shown.env("FARMHAND_HEADERS", "X-Auth: a-secret").args(["config", "show"]);
     let shown = text(&shown.output().unwrap().stdout);
     assert!(shown.contains("headers") && !shown.contains("a-secret"), "{shown}");
+}
+
+/// A client that is in a hurry.
+fn hasty(url: &str) -> (Shaman, tokio::runtime::Runtime) {
+    let options = Options { call_timeout: Duration::from_millis(200), ..Options::default() };
+    (Shaman::new(url, options).unwrap(), tokio::runtime::Runtime::new().unwrap())
+}
+
+#[test]
+fn a_manager_that_never_answers_is_given_up_soon() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let rules = vec![("GET", "/version", Instead::Silence); 6];
+    let front = Front::start(&server, &rules);
+    let (client, runtime) = hasty(&front.url());
+    let error = runtime.block_on(client.version()).unwrap_err().to_string();
+    assert!(error.contains("does not answer in time"), "{error}");
+    // Failures that come at once would be tried more often.
+    assert!((2..=3).contains(&front.requests("/version").len()), "{:?}", front.requests(""));
+    let front = Front::start(&server, &vec![("POST", "/jobs/check", Instead::Silence); 6]);
+    let (client, runtime) = hasty(&front.url());
+    let job = json!({ "name": "x", "type": "x", "priority": 1, "submitter_platform": "linux" });
+    let job = serde_json::from_value(job).unwrap();
+    let error = runtime.block_on(client.check_job(&job)).unwrap_err().to_string();
+    assert!(error.contains("does not answer in time"), "{error}");
+    assert_eq!(front.requests("/jobs/check").len(), 1);
+}
+
+#[test]
+fn an_answer_without_end_is_not_read_to_its_end() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    for (method, path) in [("GET", "/version"), ("GET", "/v3/jobs"), ("POST", "/requirements")] {
+        let rules = [(method, path, Instead::Endless("{"))];
+        let front = Front::start(&server, &rules);
+        let options = Options::default();
+        let mut client = Shaman::new(&front.url(), options).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let error = runtime.block_on(async {
+            match path {
+                "/version" => client.version().await.map(drop),
+                "/v3/jobs" => client.jobs().await.map(drop),
+                _ => client.requirements(Vec::new()).await.map(drop),
+            }
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("is longer than 67108864 bytes"), "{error}");
+        front.all_rules_were_needed();
+    }
+}
+
+#[test]
+fn what_a_server_says_does_nothing_to_a_terminal() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let evil =
+        r#"{"code": 400, "message": "no\u001b]0;owned\u0007\u009b2J\nfarmhand: all is well"}"#;
+    for (method, path) in [("POST", "/jobs/check"), ("GET", "/v3/jobs")] {
+        let front = Front::start(&server, &[(method, path, Instead::Answer(400, JSON, evil))]);
+        let output = match method {
+            "POST" => submit(&dir, &file, &front.url(), &FRAMES),
+            _ => job(&dir, &front.url(), &["list"]),
+        };
+        let error = text(&output.stderr);
+        assert_eq!(
+            error.lines().filter(|line| line.starts_with("farmhand: ")).count(),
+            1,
+            "{error}"
+        );
+        assert!(error.contains(r"no\u{1b}]0;owned\u{7}\u{9b}2J"), "{error:?}");
+        assert!(!error.contains(|c: char| c.is_control() && c != '\n'), "{error:?}");
+        front.all_rules_were_needed();
+    }
+}
+
+#[test]
+fn a_server_that_sends_all_requests_elsewhere_is_named_with_the_place() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let to = |path: &str| -> &'static str {
+        let to = format!("text/html\r\nLocation: {}/farm/api/v3/{path}", server.url());
+        Box::leak(to.into_boxed_str())
+    };
+    for (method, path, real) in [
+        ("POST", "/jobs/check", "jobs/check"),
+        ("POST", "/requirements", "shaman/checkout/requirements"),
+        ("POST", "/v3/jobs", "jobs"),
+    ] {
+        for status in [301, 302, 303] {
+            let rule = (method, path, Instead::Answer(status, to(real), ""));
+            let front = Front::start(&server, &[rule]);
+            let output = submit(&dir, &file, &front.url(), &FRAMES);
+            let says = format!("it redirects to {}/farm/: give that address", server.url());
+            failed(&output, 2, &says);
+            front.all_rules_were_needed();
+        }
+    }
+    assert_eq!(jobs_of(&server), Vec::<Value>::new());
+}
+
+#[test]
+fn waiting_ends_with_the_job_or_in_time() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let more = [&FRAMES[..], &["--wait", "--wait-timeout", "1s"]].concat();
+    failed(&submit(&dir, &file, &server.url(), &more), 8, "it goes on: see `farmhand job show");
+    let front = Front::start(&server, &[]);
+    let (script, addr) = (front.script.clone(), server.addr);
+    let deleter = thread::spawn(move || {
+        let mut path = String::new();
+        until(|| {
+            let script = script.lock().unwrap();
+            let asked =
+                |head: &&String| head.starts_with("GET /api/v3/jobs/") && head.contains('-');
+            let ids = script.heads.iter().filter(asked).filter_map(|head| {
+                let id = head.split(' ').nth(1)?.rsplit('/').next()?;
+                (id.len() == A_JOB.len()).then(|| format!("jobs/{id}"))
+            });
+            path = ids.last().unwrap_or_default();
+            !path.is_empty()
+        });
+        assert_eq!(Connection::new(addr).api("DELETE", &path, &Value::Null).status, 204);
+    });
+    let more = [&FRAMES[..], &["--wait", "--paused"]].concat();
+    let output = submit(&dir, &file, &front.url(), &more);
+    deleter.join().unwrap();
+    failed(&output, 1, "was deleted while it was waited for");
+    assert!(text(&output.stderr).contains("this waits until somebody starts it"));
+}
+
+#[test]
+fn a_server_without_job_types_is_said_to_have_none() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    for none in [r#"{"job_types": []}"#, r#"{"job_types": null}"#] {
+        let front =
+            Front::start(&server, &[("GET", "/jobs/types", Instead::Answer(200, JSON, none))]);
+        failed(&submit(&dir, &file, &front.url(), &FRAMES), 2, "has no job types at all");
+    }
+    nothing_was_sent(&server);
 }

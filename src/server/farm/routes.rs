@@ -1,6 +1,6 @@
 //! The endpoints.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fs::DirEntry, io, sync::Arc};
 
 use axum::{
     Extension, Json,
@@ -491,7 +491,7 @@ async fn submit(
 fn checkout_used(store: &Store, job: &SubmittedJob) -> Result<Option<String>, ApiError> {
     let said = job.storage.as_ref().and_then(|storage| storage.shaman_checkout_id.as_deref());
     let said = said.and_then(|id| id.parse::<CheckoutPath>().ok());
-    if let Some(said) = said.as_ref().filter(|said| !is_surely_none(store, said)) {
+    if let Some(said) = said.as_ref().filter(|said| !is_folder(store, said)) {
         return Ok(Some(said.as_str().to_owned()));
     }
     let found = match checkout_of(&job.settings) {
@@ -501,21 +501,18 @@ fn checkout_used(store: &Store, job: &SubmittedJob) -> Result<Option<String>, Ap
     Ok(found.or(said).map(|checkout| checkout.as_str().to_owned()))
 }
 
-/// Whether there is nothing at all of this name, or a directory without a file in it: that may have
-/// checkouts in it, and is none.
-fn is_surely_none(store: &Store, checkout: &CheckoutPath) -> bool {
-    let dir = store.checkouts_dir().join(checkout.as_str());
-    let is_on_record = || {
-        let found = store.checkout_above(&format!("{checkout}/x"));
-        // What cannot be found out is not sure.
-        found.map_or(true, |found| found.as_ref() == Some(checkout))
+/// Whether this is a directory that has no file in it and is not on record: there may be checkouts in it,
+/// but it is none.
+fn is_folder(store: &Store, checkout: &CheckoutPath) -> bool {
+    let Ok(mut entries) = std::fs::read_dir(store.checkouts_dir().join(checkout.as_str())) else {
+        return false;
     };
-    let holds_files = || {
-        std::fs::read_dir(&dir).is_ok_and(|entries| {
-            entries.flatten().any(|entry| entry.file_type().is_ok_and(|kind| !kind.is_dir()))
-        })
-    };
-    !is_on_record() && !holds_files()
+    let is_dir = |entry: io::Result<DirEntry>| entry?.file_type().map(|kind| kind.is_dir());
+    // What cannot be found out is not one for certain.
+    entries.all(|entry| is_dir(entry).unwrap_or(false))
+        && store
+            .checkout_above(&format!("{checkout}/x"))
+            .is_ok_and(|found| found.as_ref() != Some(checkout))
 }
 
 /// All jobs.
@@ -606,7 +603,7 @@ fn goes_with(
 ) -> Result<Option<CheckoutPath>, LedgerError> {
     let checkout = entry.checkout.as_deref().and_then(|text| text.parse().ok());
     let Some(checkout): Option<CheckoutPath> = checkout else { return Ok(None) };
-    if is_surely_none(store, &checkout) {
+    if is_folder(store, &checkout) {
         return Ok(None);
     }
     let is_shared = farm.ledger.is_shared(checkout.as_str(), &entry.job.id)?;
