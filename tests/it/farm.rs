@@ -351,6 +351,40 @@ fn a_command_ends_with_the_server() {
     assert_eq!(job["run"]["output"], pid);
 }
 
+/// Is killed: nobody ends its command but the next server.
+#[test]
+fn a_command_that_outlives_its_server_is_ended_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = dir.path().join("storage");
+    let hook = dir.path().join("hook");
+    let script = "#!/bin/sh\nsetsid sleep 1000 & echo $! > \"$0.daemon\"\nsleep 1000 & echo $! > \"$0.pid\"; wait\n";
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let arguments = ["--hook", hook.to_str().unwrap()];
+    let mut server = ServerProcess::start(dir.path(), &storage, &arguments);
+    let answer = server.connect().api("POST", "jobs", &job("orphan"));
+    let path = format!("/api/v3/jobs/{}", answer.json()["id"].as_str().unwrap());
+    let pid = |of: &str| {
+        let text = fs::read_to_string(dir.path().join(of)).unwrap_or_default();
+        text.strip_suffix('\n').map(str::to_owned)
+    };
+    let stat = |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let runs = |pid: &str| stat(pid).contains("(sleep)") && !stat(pid).contains(") Z ");
+    until(|| pid("hook.pid").is_some_and(|pid| runs(&pid)));
+    let (child, daemon) = (pid("hook.pid").unwrap(), pid("hook.daemon").unwrap());
+    until(|| runs(&daemon));
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    assert!(runs(&child), "it outlives its server");
+    let server = ServerProcess::start(dir.path(), &storage, &arguments);
+    until(|| !runs(&child));
+    assert_eq!(server.connect().get(&path).json()["status"], "failed");
+    assert!(runs(&daemon), "what has made itself independent goes on");
+    drop(server);
+    let daemon = rustix::process::Pid::from_raw(daemon.parse().unwrap()).unwrap();
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+}
+
 #[test]
 fn jobs_have_their_turn_by_priority() {
     let (dir, server) =

@@ -2,6 +2,8 @@
 //! command that they are given to. Flamenco's Blender add-on connects and submits to it.
 
 mod hook;
+#[cfg(target_os = "linux")]
+mod orphans;
 mod routes;
 mod types;
 mod variables;
@@ -84,15 +86,19 @@ pub struct Farm {
 }
 
 impl Farm {
-    /// Opens the jobs that are kept in a store's directory.
+    /// Opens the jobs that are kept in a store's directory. Where processes can be told (Linux), what the
+    /// commands of a server that was killed have left running is ended.
     ///
     /// # Errors
     /// If they cannot be read.
     pub fn open(store: &Store, options: Options) -> Result<Arc<Self>, LedgerError> {
+        let ledger = Ledger::open(&store.state_dir())?;
+        #[cfg(target_os = "linux")]
+        orphans::end(ledger.interrupted());
         Ok(Arc::new(Self {
             types: JobTypes::new(options.types.clone()),
             options,
-            ledger: Ledger::open(&store.state_dir())?,
+            ledger,
             storage: store.dir().to_owned(),
             checkouts: store.checkouts_dir(),
             running: Mutex::default(),
