@@ -232,7 +232,7 @@ impl Shaman {
     /// A call that may take its time.
     fn large(&self) -> Bounds {
         let time = self.options.stall_timeout;
-        Bounds { time, patience: time, bytes: MAX_ANSWER_BYTES }
+        Bounds { time, patience: 2 * time, bytes: MAX_ANSWER_BYTES }
     }
 
     fn endpoint(&self, path: &str) -> Url {

@@ -979,11 +979,11 @@ fn waiting_ends_with_the_job_or_in_time() {
             let script = script.lock().unwrap();
             let asked =
                 |head: &&String| head.starts_with("GET /api/v3/jobs/") && head.contains('-');
-            let ids = script.heads.iter().filter(asked).filter_map(|head| {
+            let mut ids = script.heads.iter().filter(asked).filter_map(|head| {
                 let id = head.split(' ').nth(1)?.rsplit('/').next()?;
                 (id.len() == A_JOB.len()).then(|| format!("jobs/{id}"))
             });
-            path = ids.last().unwrap_or_default();
+            path = ids.next_back().unwrap_or_default();
             !path.is_empty()
         });
         assert_eq!(Connection::new(addr).api("DELETE", &path, &Value::Null).status, 204);
