@@ -18,15 +18,18 @@ pub enum Phase {
     Creating,
     /// Looking after a store.
     Upkeep,
+    /// Getting files back from a server.
+    Fetching,
 }
 
-const PHASES: [Phase; 6] = [
+const PHASES: [Phase; 7] = [
     Phase::Walking,
     Phase::Hashing,
     Phase::Asking,
     Phase::Uploading,
     Phase::Creating,
     Phase::Upkeep,
+    Phase::Fetching,
 ];
 
 /// How far a job is in its current phase. Totals may grow.

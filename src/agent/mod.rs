@@ -4,8 +4,8 @@ mod sync;
 mod upload;
 mod watch;
 
-pub use sync::{Options, SyncError, SyncReport, create_checkout, lacking, sync};
-pub use upload::{BadLimit, Hold, Limit, Line, Timetable, UploadNow};
+pub use sync::{ModeCount, Options, SyncError, SyncReport, create_checkout, lacking, sync};
+pub use upload::{BadLimit, Delta, Hold, Limit, Line, Mode, Timetable, UploadNow};
 pub use watch::{
     Agent, AgentEvent, AgentStatus, FolderOptions, FolderState, FolderStatus, NoScan, Rhythm,
     UploadStatus, WatchMode, real,

@@ -2,11 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use super::upload::{self, Job, Line};
+use super::upload::{self, Chooser, Delta, Job, Line, MODES, Mode, Tally};
 use crate::{
     client::{ClientError, Shaman},
     domain::{BlobId, BlobStatus, CheckoutPath, Entry, RelPath},
@@ -34,6 +37,8 @@ pub struct Options {
     pub defer: Duration,
     /// Whether it is an error to leave something out.
     pub strict: bool,
+    /// When what is nearly the same as something the server has is not sent as a whole.
+    pub delta: Delta,
     /// What all uploads of this process go through.
     pub line: Arc<Line>,
 }
@@ -45,6 +50,7 @@ impl Default for Options {
             retries: 5,
             defer: Duration::from_secs(600),
             strict: false,
+            delta: Delta::Auto,
             line: Arc::default(),
         }
     }
@@ -67,6 +73,36 @@ pub struct SyncReport {
     pub deferrals: u64,
     /// How often something was tried again.
     pub retries: u64,
+    /// What was given to connections to send blobs, in bytes: also what broke off.
+    pub sent_bytes: u64,
+    /// What did not have to be sent of blobs that were, because the server had it in others, in bytes.
+    pub reused_bytes: u64,
+    /// In which way blobs were sent.
+    pub modes: BTreeMap<Mode, ModeCount>,
+}
+
+/// What was sent in one way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ModeCount {
+    /// Blobs.
+    pub files: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+}
+
+impl SyncReport {
+    /// The way in which most bytes went; `None` if nothing was sent.
+    pub fn mode(&self) -> Option<Mode> {
+        self.modes.iter().max_by_key(|(_, count)| (count.bytes, count.files)).map(|(mode, _)| *mode)
+    }
+
+    fn add_modes(&mut self, modes: impl IntoIterator<Item = (Mode, ModeCount)>) {
+        for (mode, ModeCount { files, bytes }) in modes {
+            let count = self.modes.entry(mode).or_default();
+            count.files += files;
+            count.bytes += bytes;
+        }
+    }
 }
 
 /// Why a sync did not come to its end. What was sent is stored: the next one goes on from there.
@@ -143,6 +179,7 @@ pub async fn sync(
     let mut report = SyncReport { skipped: scan.skipped, ..SyncReport::default() };
     let mut changes: HashMap<RelPath, u32> = HashMap::new();
     let exec = Exec::default();
+    let mut capabilities = None;
     for round in 1..=MAX_ROUNDS {
         if let (true, Some(first)) = (options.strict, report.skipped.first()) {
             return Err(SyncError::LeftOut {
@@ -175,6 +212,16 @@ pub async fn sync(
         }
         progress.enter(Phase::Uploading);
         progress.expect(missing.len() as u64, missing.iter().map(|(id, _)| id.size_bytes).sum());
+        if capabilities.is_none()
+            && Chooser::would_matter(missing.iter().map(|(id, _)| id.size_bytes))
+        {
+            capabilities = Some(client.capabilities().await);
+        }
+        let chooser = Chooser::new(
+            capabilities.clone().unwrap_or_default(),
+            options.delta,
+            client.is_loopback(),
+        );
         let job = Arc::new(Job {
             client: client.clone(),
             root: scan.root.clone(),
@@ -182,8 +229,18 @@ pub async fn sync(
             progress: progress.clone(),
             options: options.clone(),
             sent_bytes: AtomicU64::new(0),
+            sender: format!("{:032x}", fastrand::u128(..)),
+            tally: Tally::default(),
+            begun: Mutex::default(),
+            chooser: chooser.into(),
         });
-        let ended = upload::run(job, missing).await?;
+        let ended = upload::run(job.clone(), missing).await?;
+        report.sent_bytes += job.sent_bytes.load(Relaxed);
+        report.reused_bytes += job.tally.reused_bytes.load(Relaxed);
+        report.add_modes(MODES.into_iter().filter_map(|mode| {
+            let (files, bytes) = job.tally.of(mode);
+            (files > 0).then_some((mode, ModeCount { files, bytes }))
+        }));
         report.uploaded_files += ended.uploaded_blobs;
         report.uploaded_bytes += ended.uploaded_bytes;
         report.deferrals += ended.deferrals;
@@ -312,14 +369,18 @@ pub async fn create_checkout(
         let scan = Scan { root: root.clone(), files: total.files, skipped: total.skipped };
         let again = sync(client, scan, scanner.clone(), progress.clone(), options.clone()).await?;
         let nothing_missed = again.uploaded_files == 0;
+        let modes = std::mem::take(&mut total.modes);
         total = SyncReport {
             uploaded_files: total.uploaded_files + again.uploaded_files,
             uploaded_bytes: total.uploaded_bytes + again.uploaded_bytes,
             already_stored_files: total.already_stored_files,
             deferrals: total.deferrals + again.deferrals,
             retries: total.retries + again.retries + 1,
+            sent_bytes: total.sent_bytes + again.sent_bytes,
+            reused_bytes: total.reused_bytes + again.reused_bytes,
             ..again
         };
+        total.add_modes(modes);
         if round == 3 || (nothing_missed && round == 2) {
             return Err(missing.into());
         }

@@ -1,6 +1,7 @@
 //! `farmhand checkout DIR`
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -17,7 +18,7 @@ use super::{
     settings::Overrides,
 };
 use crate::{
-    agent::{self, SyncReport},
+    agent::{self, Mode, ModeCount, SyncReport},
     domain::CheckoutPath,
     scan::Skipped,
 };
@@ -65,8 +66,22 @@ pub(super) struct Counts<'a> {
     already_stored_files: u64,
     deferrals: u64,
     retries: u64,
+    /// What was given to connections to send blobs, and what of them was not, because the server had it.
+    sent_bytes: u64,
+    reused_bytes: u64,
+    /// How most bytes went; `none` if there was nothing to send.
+    #[serde(serialize_with = "mode_or_none")]
+    mode: Option<Mode>,
+    modes: &'a BTreeMap<Mode, ModeCount>,
     skipped: &'a [Skipped],
     elapsed_ms: u64,
+}
+
+fn mode_or_none<S: serde::Serializer>(mode: &Option<Mode>, to: S) -> Result<S::Ok, S::Error> {
+    match mode {
+        Some(mode) => mode.serialize(to),
+        None => to.serialize_str("none"),
+    }
 }
 
 impl<'a> Counts<'a> {
@@ -83,6 +98,10 @@ impl<'a> Counts<'a> {
             already_stored_files: report.already_stored_files,
             deferrals: report.deferrals,
             retries: report.retries,
+            sent_bytes: report.sent_bytes,
+            reused_bytes: report.reused_bytes,
+            mode: report.mode(),
+            modes: &report.modes,
             skipped: &report.skipped,
             elapsed_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
         }

@@ -5,7 +5,7 @@ use std::{error::Error, process::ExitCode};
 use super::{hash::escaped, settings::LogFormat};
 use crate::{
     agent::SyncError,
-    client::ClientError,
+    client::{ClientError, DownloadError},
     control::RegistryError,
     disk::DiskError,
     scan::{ScanError, WalkError},
@@ -178,6 +178,20 @@ pub(super) fn next_step(error: &ClientError) -> (Exit, &'static str) {
         ClientError::Status { status, .. } if status.as_u16() == 409 => (Exit::Failed, ""),
         ClientError::MissingFiles { certain: false, .. } | ClientError::Status { .. } => {
             (Exit::Failed, "see the server's log")
+        }
+    }
+}
+
+impl From<DownloadError> for Failure {
+    fn from(error: DownloadError) -> Self {
+        match error {
+            DownloadError::Client(error) => error.into(),
+            DownloadError::Damaged { .. } => Self::of(
+                Exit::Integrity,
+                &error,
+                "have the store read again (farmhand store scrub): what has rotted is asked for at \
+                 the next sync",
+            ),
         }
     }
 }

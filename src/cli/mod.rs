@@ -7,6 +7,7 @@ mod config;
 mod conformance;
 mod doctor;
 mod exit;
+mod fetch;
 #[cfg(test)]
 mod fuzz;
 mod hash;

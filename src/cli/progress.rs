@@ -103,7 +103,7 @@ async fn lines(progress: Arc<Progress>) {
 }
 
 fn has_bytes(phase: Phase) -> bool {
-    matches!(phase, Phase::Hashing | Phase::Uploading)
+    matches!(phase, Phase::Hashing | Phase::Uploading | Phase::Fetching)
 }
 
 fn message(now: &Snapshot) -> String {
@@ -113,6 +113,7 @@ fn message(now: &Snapshot) -> String {
         Phase::Hashing => format!("hashing {files}/{files_total} files"),
         Phase::Asking => "asking the server what is missing".into(),
         Phase::Uploading => format!("sending {files}/{files_total} files"),
+        Phase::Fetching => format!("fetching {files}/{files_total} files"),
         Phase::Creating => "creating the checkout".into(),
         Phase::Upkeep if *bytes > 0 => format!("{files} files, {}", ByteSize::b(*bytes)),
         Phase::Upkeep => format!("{files} files"),

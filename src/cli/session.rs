@@ -164,7 +164,7 @@ pub(super) struct Scans {
     pub scanner: Arc<Mutex<Scanner>>,
     pub progress: Arc<Progress>,
     stop: Arc<AtomicBool>,
-    exec: Exec,
+    pub exec: Exec,
 }
 
 impl Scans {

@@ -93,6 +93,7 @@ pub(super) struct StoreValues {
     pub durability: store::Durability,
     pub reserve: Room,
     pub link_mode: LinkMode,
+    pub index_chunks: bool,
     pub max_age: Time,
     pub gc_every: Every,
     pub scrub_every: Every,
@@ -107,6 +108,7 @@ impl Default for StoreValues {
             durability: options.durability,
             reserve: Room(options.reserve),
             link_mode: options.link_mode,
+            index_chunks: options.index_chunks,
             max_age: Time(upkeep.max_age),
             gc_every: Every(upkeep.gc_every),
             scrub_every: Every(upkeep.scrub_every),
@@ -287,6 +289,7 @@ pub(super) struct Upload {
     pub limit: Limit,
     pub retries: u32,
     pub defer: Time,
+    pub delta: agent::Delta,
 }
 
 /// Bytes a second, and when: a text, or several.
@@ -326,6 +329,7 @@ impl Default for Upload {
             limit: Limit::default(),
             retries: options.retries,
             defer: Time(options.defer),
+            delta: options.delta,
         }
     }
 }
@@ -611,6 +615,7 @@ const KEYS: &[&str] = &[
     "store.durability",
     "store.reserve",
     "store.link_mode",
+    "store.index_chunks",
     "store.max_age",
     "store.gc_every",
     "store.scrub_every",
@@ -653,6 +658,7 @@ const KEYS: &[&str] = &[
     "upload.limit",
     "upload.retries",
     "upload.defer",
+    "upload.delta",
     "watch.quiet",
     "watch.max_delay",
     "watch.rescan_every",
@@ -1038,6 +1044,7 @@ impl Settings {
             durability: store.durability,
             reserve: store.reserve.0,
             link_mode: store.link_mode,
+            index_chunks: store.index_chunks,
         }
     }
 
@@ -1109,6 +1116,7 @@ impl Settings {
             uploads: (upload.parallel as usize).max(1),
             retries: upload.retries,
             defer: upload.defer.0,
+            delta: upload.delta,
             strict: self.values.scan.strict,
             line: Arc::new(agent::Line::new(upload.limit.0.clone())),
         }

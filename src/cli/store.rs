@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 use super::{
     Context,
     exit::{Exit, Failure},
+    hash::escaped,
     print, print_json,
     session::Session,
     settings::{Overrides, parse_time},
 };
 use crate::{
     domain::{
-        CheckoutPath, Digest,
+        BlobId, CheckoutPath, Digest,
         report::{Amount, Done, GcReport, ScrubReport, Usage, UsageOf, VerifyReport, Why},
     },
     meter::{Phase, Progress},
@@ -88,6 +89,26 @@ enum Action {
         /// How long a blob must not have been needed [default: store.max_age of the server]
         #[arg(long, value_name = "TIME")]
         max_age: Option<String>,
+    },
+    /// Fetch a file by its SHA-256 and size, and check it
+    ///
+    /// A connection that breaks is taken up again where it broke. Exit code 9 if what comes is not what it
+    /// should be: FILE is as it was then.
+    Get {
+        /// Its SHA-256
+        #[arg(value_name = "SHA256")]
+        digest: Digest,
+        /// Its size in bytes
+        #[arg(value_name = "SIZE")]
+        size: u64,
+        /// Where to write it; what stands there is replaced once all has come [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// List the files of a checkout: SHA-256, size and path
+    Manifest {
+        /// The checkout, as `list` shows it
+        checkout: String,
     },
     /// Say why a blob is kept, or when it may go, with the checkouts that hold it
     Why {
@@ -219,6 +240,21 @@ impl Action {
                 let report = client.gc(&GcRequest { dry_run, max_age_s }, show).await?;
                 print_gc(context, &report)
             }
+            Self::Get { digest, size: size_bytes, output } => {
+                let id = BlobId { digest, size_bytes };
+                let output = output.filter(|file| file.as_os_str() != "-");
+                super::fetch::get(context, session, id, output).await
+            }
+            Self::Manifest { checkout } => {
+                let manifest = client.manifest(&checkout_path(&checkout)?).await?;
+                if context.json {
+                    return json_answer("manifest", &manifest);
+                }
+                manifest.files.iter().try_for_each(|file| {
+                    print(&format!("{}  {}  {}", file.sha, file.size, escaped(&file.path)))
+                })?;
+                Ok(Exit::Done)
+            }
             Self::Why { digest } => print_why(context, &client.why(&digest).await?),
             Self::Pin { digests } if digests.is_empty() => {
                 let pins = client.pins().await?;
@@ -298,7 +334,7 @@ fn show(progress: &Progress, done: Done) {
 }
 
 /// One object, with the name of its layout.
-fn json_answer(name: &str, answer: &impl Serialize) -> Result<Exit, Failure> {
+pub(super) fn json_answer(name: &str, answer: &impl Serialize) -> Result<Exit, Failure> {
     let failed = |error| Failure::new(Exit::Failed, format!("cannot write the results: {error}"));
     let mut object = serde_json::to_value(answer).map_err(failed)?;
     if let Value::Object(fields) = &mut object {

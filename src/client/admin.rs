@@ -16,7 +16,7 @@ use crate::{
 const MAX_LINE_BYTES: usize = 64 << 20;
 
 impl Shaman {
-    fn admin_url(&self, path: &str) -> Url {
+    pub(super) fn admin_url(&self, path: &str) -> Url {
         let text = format!("{}{}/{path}", self.base, &wire::ADMIN[1..]);
         Url::parse(&text).expect("BUG: a base and a plain path make a URL")
     }

@@ -62,22 +62,23 @@ impl Pulse {
     }
 }
 
-/// Pieces with a known total. Without one, the body would be sent chunked, and Shaman wants a
+/// Pieces, with a known total for Shaman: without one, the body is sent chunked, and Shaman wants a
 /// `Content-Length`.
 #[derive(Debug)]
 pub(super) struct StreamedBody {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
-    left_bytes: u64,
+    /// What is still to come, if that is known; if not, it is sent chunked.
+    left_bytes: Option<u64>,
     pulse: Arc<Pulse>,
 }
 
 impl StreamedBody {
     pub fn new(
         pieces: mpsc::Receiver<io::Result<Bytes>>,
-        size_bytes: u64,
+        size_bytes: Option<u64>,
         pulse: Arc<Pulse>,
     ) -> Self {
-        pulse.left_bytes.store(size_bytes, Relaxed);
+        pulse.left_bytes.store(size_bytes.unwrap_or(u64::MAX), Relaxed);
         Self { pieces, left_bytes: size_bytes, pulse }
     }
 }
@@ -95,25 +96,35 @@ impl Body for StreamedBody {
             return broken("the server has answered already");
         }
         match ready!(self.pieces.poll_recv(cx)) {
-            Some(Ok(piece)) if piece.len() as u64 <= self.left_bytes => {
-                self.left_bytes -= piece.len() as u64;
-                self.pulse.left_bytes.store(self.left_bytes, Relaxed);
+            Some(Ok(piece)) => {
+                let length = piece.len() as u64;
+                if let Some(left) = self.left_bytes {
+                    let Some(left) = left.checked_sub(length) else {
+                        return broken("the file is longer than it was");
+                    };
+                    self.left_bytes = Some(left);
+                    self.pulse.left_bytes.store(left, Relaxed);
+                }
                 *self.pulse.moved_at.lock().expect("BUG: no one panics with this lock") =
                     Instant::now();
                 Poll::Ready(Some(Ok(Frame::data(piece))))
             }
-            Some(Ok(_)) => broken("the file is longer than it was"),
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
-            None if self.left_bytes > 0 => broken("the file is shorter than it was"),
-            None => Poll::Ready(None),
+            None if self.left_bytes.is_some_and(|left| left > 0) => {
+                broken("the file is shorter than it was")
+            }
+            None => {
+                self.pulse.left_bytes.store(0, Relaxed);
+                Poll::Ready(None)
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left_bytes == 0
+        self.left_bytes == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left_bytes)
+        self.left_bytes.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -192,6 +192,10 @@ impl ClientError {
 
 /// Why there is no report.
 pub(super) const ENDED_EARLY: &str = "it ended the answer before its report";
+
+/// Why an answer is not whole.
+pub(super) const CUT_SHORT: &str = "its answer is cut short";
+
 /// Whether this is about the server's certificate.
 pub(super) fn is_about_certificate(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);

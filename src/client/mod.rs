@@ -2,7 +2,9 @@
 
 mod admin;
 mod body;
+mod download;
 mod error;
+mod extension;
 mod job;
 mod manager;
 mod probe;
@@ -19,7 +21,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 pub use body::UploadBody;
+pub use download::{Download, DownloadError};
 pub use error::ClientError;
+pub use extension::Unfinished;
 pub use job::{RemoteJob, RemoteStatus, RemoteStorage};
 pub use manager::{Deletion, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
 pub use probe::{Clocks, Exposure, Probe};
@@ -138,6 +142,9 @@ pub enum UploadOutcome {
     },
 }
 
+/// What a server says to a request that is about an upload: an answer, or what became of the upload.
+pub type Told<T> = Result<Result<T, UploadOutcome>, ClientError>;
+
 /// A connection pool to one Shaman server. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shaman {
@@ -197,6 +204,11 @@ impl Shaman {
     /// Where the server is. Not to be shown: there may be a token in it.
     pub fn url(&self) -> &Url {
         &self.base
+    }
+
+    /// Whether it is this machine.
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.base)
     }
 
     /// The same for people.
@@ -320,55 +332,83 @@ impl Shaman {
         may_defer: bool,
         body: UploadBody,
     ) -> Result<UploadOutcome, ClientError> {
-        let url = self.blob_url(id);
-        let pulse = Arc::new(Pulse::default());
-        let body = match body {
-            UploadBody::Whole(bytes) => reqwest::Body::from(bytes),
-            UploadBody::Pieces(pieces) => {
-                reqwest::Body::wrap(StreamedBody::new(pieces, id.size_bytes, pulse.clone()))
-            }
-        };
         let request = self
-            .request(Method::POST, url.clone())
-            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .request(Method::POST, self.blob_url(id))
             .header(wire::CAN_DEFER, if may_defer { "true" } else { "false" })
-            .header(wire::ORIGINAL_FILENAME, wire::encode_filename(name))
-            .body(body);
+            .header(wire::ORIGINAL_FILENAME, wire::encode_filename(name));
+        Ok(match self.send(request, Some(body), Some(id.size_bytes)).await? {
+            Ok(_) => UploadOutcome::Stored,
+            Err(outcome) => outcome,
+        })
+    }
+
+    /// Sends a request that is about an upload, with a body of this length, if that is known. The answer,
+    /// if that is a good one (200 or 204), or what else became of it.
+    ///
+    /// # Errors
+    /// Where trying again is of no use.
+    async fn send(
+        &self,
+        mut request: RequestBuilder,
+        body: Option<UploadBody>,
+        size_bytes: Option<u64>,
+    ) -> Told<Response> {
+        let pulse = Arc::new(Pulse::default());
+        if let Some(body) = body {
+            let body = match body {
+                UploadBody::Whole(bytes) => reqwest::Body::from(bytes),
+                UploadBody::Pieces(pieces) => {
+                    reqwest::Body::wrap(StreamedBody::new(pieces, size_bytes, pulse.clone()))
+                }
+            };
+            request = request.header(header::CONTENT_TYPE, "application/octet-stream").body(body);
+        }
+        let request = request.build().map_err(|error| ClientError::Setup { source: error })?;
+        let url = request.url().clone();
         let answer = tokio::select! {
-            answer = DOES_SOMETHING.scope((), request.send()) => answer,
+            answer = DOES_SOMETHING.scope((), self.http.execute(request)) => answer,
             () = pulse.stalled(self.options.stall_timeout) => {
-                return Ok(UploadOutcome::Unknown("the server stopped reading".into()));
+                return Ok(Err(UploadOutcome::Unknown("the server stopped reading".into())));
             }
         };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) if error.is_connect() => {
                 let reason = error::innermost(&error);
-                return Ok(UploadOutcome::Later { reason, pause: None, reached: false });
+                return Ok(Err(UploadOutcome::Later { reason, pause: None, reached: false }));
             }
             Err(error) if error.is_redirect() => return Err(self.unreachable(&error)),
-            Err(error) => return Ok(UploadOutcome::Unknown(error::innermost(&error))),
+            Err(error) => return Ok(Err(UploadOutcome::Unknown(error::innermost(&error)))),
         };
         if pulse.left_bytes() > FINISH_REST_BYTES {
             pulse.give_up();
         }
         let status = answer.status();
         match status {
-            StatusCode::OK | StatusCode::NO_CONTENT => return Ok(UploadOutcome::Stored),
-            StatusCode::ALREADY_REPORTED => return Ok(UploadOutcome::AlreadyStored),
-            StatusCode::TOO_EARLY => return Ok(UploadOutcome::Deferred),
+            StatusCode::OK | StatusCode::NO_CONTENT => return Ok(Ok(answer)),
+            StatusCode::ALREADY_REPORTED => return Ok(Err(UploadOutcome::AlreadyStored)),
+            StatusCode::TOO_EARLY => return Ok(Err(UploadOutcome::Deferred)),
             _ => {}
         }
         let retry_after = retry_after(&answer);
         let error = self.error(answer, &url).await;
         if status == StatusCode::EXPECTATION_FAILED {
-            Ok(UploadOutcome::Rejected(error.to_string()))
+            Ok(Err(UploadOutcome::Rejected(error.to_string())))
         } else if error.is_transient() {
             let reached = !error.is_gateway();
-            Ok(UploadOutcome::Later { reason: error.to_string(), pause: retry_after, reached })
+            Ok(Err(UploadOutcome::Later { reason: error.to_string(), pause: retry_after, reached }))
         } else {
             Err(error)
         }
+    }
+
+    /// The pauses between tries.
+    fn pauses(&self) -> ExponentialBuilder {
+        ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_jitter()
+            .with_max_times(self.options.retries)
     }
 
     /// Tries a call again, with growing pauses, while its errors are of a kind that may pass.
@@ -378,13 +418,8 @@ impl Shaman {
         call: impl FnMut() -> F,
         may_pass: fn(&ClientError) -> bool,
     ) -> Result<T, ClientError> {
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(5))
-            .with_jitter()
-            .with_max_times(self.options.retries);
         let start = Instant::now();
-        call.retry(pauses)
+        call.retry(self.pauses())
             .when(|error| may_pass(error) && start.elapsed() < bounds.patience)
             .notify(|error, pause| {
                 tracing::debug!("trying again in {} ms: {error}", pause.as_millis());
@@ -406,7 +441,7 @@ impl Shaman {
             // Its length was wrong, or there was none to say that it is cut short.
             Err(error) if error.is_eof() && !bytes.is_empty() => Err(ClientError::Unreachable {
                 url: self.shown_url(),
-                reason: "its answer is cut short".into(),
+                reason: error::CUT_SHORT.into(),
                 was_sent: true,
             }),
             Err(error) => Err(ClientError::NotShaman {
@@ -434,23 +469,28 @@ impl Shaman {
         } else {
             request.send().await
         };
-        let mut answer = answer.map_err(|error| self.unreachable(&error))?;
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
         if !answer.status().is_success() {
             return Err(self.error(answer, &url).await);
         }
         let found_at = answer.url().clone();
+        Ok((self.whole(answer, bounds.bytes).await?, found_at))
+    }
+
+    /// Reads an answer, if it is not longer than this.
+    async fn whole(&self, mut answer: Response, limit: usize) -> Result<Vec<u8>, ClientError> {
         let mut bytes = Vec::new();
         while let Some(piece) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
-            if bytes.len() + piece.len() > bounds.bytes {
-                let path = hide_tokens(found_at.path()).into_owned();
+            if bytes.len() + piece.len() > limit {
+                let path = hide_tokens(answer.url().path()).into_owned();
                 return Err(ClientError::NotShaman {
                     url: self.shown_url(),
-                    reason: format!("its answer to {path} is longer than {} bytes", bounds.bytes),
+                    reason: format!("its answer to {path} is longer than {limit} bytes"),
                 });
             }
             bytes.extend_from_slice(&piece);
         }
-        Ok((bytes, found_at))
+        Ok(bytes)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {

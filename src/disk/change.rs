@@ -223,6 +223,56 @@ pub fn sync_file_system(path: &Path) -> Result<(), DiskError> {
     })
 }
 
+/// Makes everything durable that was written to a file system after this was made, and knows of every error
+/// since then.
+///
+/// An error of writing is told once to each who has the file system open by then: who opens it only to sync
+/// it may come too late.
+#[derive(Debug)]
+pub struct SyncPoint {
+    #[cfg(target_os = "linux")]
+    handle: fs::File,
+    #[cfg(target_os = "linux")]
+    path: std::path::PathBuf,
+}
+
+impl SyncPoint {
+    /// Begins, on the file system that the directory `path` is on; `None` where its errors would not be told:
+    /// other systems than Linux, and Linux before 5.8.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened.
+    pub fn begin(path: &Path) -> Result<Option<Self>, DiskError> {
+        #[cfg(target_os = "linux")]
+        if tells_errors(&rustix::system::uname().release().to_string_lossy()) {
+            let handle = fs::File::open(path).on("open", path)?;
+            return Ok(Some(Self { handle, path: path.to_owned() }));
+        }
+        let _ = path;
+        Ok(None)
+    }
+
+    /// Syncs.
+    ///
+    /// # Errors
+    /// If anything that was written since the beginning may not be durable.
+    pub fn sync(&self) -> Result<(), DiskError> {
+        #[cfg(target_os = "linux")]
+        return Change::SyncFileSystem
+            .make(&self.path, None, || Ok(rustix::fs::syncfs(&self.handle)?));
+        #[cfg(not(target_os = "linux"))]
+        unreachable!("BUG: there is none here")
+    }
+}
+
+/// Whether `syncfs` of this version of Linux tells of errors: from 5.8 on (syncfs(2)).
+#[cfg(target_os = "linux")]
+fn tells_errors(release: &str) -> bool {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().ok());
+    let version: (Option<u32>, Option<u32>) = (parts.next().flatten(), parts.next().flatten());
+    version >= (Some(5), Some(8))
+}
+
 /// In debug builds, `FARMHAND_FAULT=CHANGE:N=ACTION` strikes before the N-th change of a kind: `kill`
 /// ends the process as `kill -9` does, an error number makes that change fail.
 #[cfg(not(debug_assertions))]
@@ -274,4 +324,19 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
 /// [`io::ErrorKind::AlreadyExists`] if `to` is taken.
 pub fn rename_new(from: &Path, to: &Path) -> Result<(), DiskError> {
     Change::Rename.make(to, Some(from), || super::rename::rename_new(from, to))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_linux_are_compared_as_numbers() {
+        for new in ["5.8", "5.8.0-1-amd64", "5.10.234", "6.1", "10.0.0"] {
+            assert!(tells_errors(new), "{new}");
+        }
+        for old in ["5.7.19", "4.18.0-553.el8", "3.10", "", "unknown"] {
+            assert!(!tells_errors(old), "{old}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod change;
 mod error;
 mod filesystem;
 mod lock;
+mod part;
 mod publish;
 mod rename;
 mod stat;
@@ -13,13 +14,14 @@ mod watch_limits;
 mod writers;
 
 pub use change::{
-    copy_file, create_dir, create_dir_if_missing, create_dirs_if_missing, hard_link,
+    SyncPoint, copy_file, create_dir, create_dir_if_missing, create_dirs_if_missing, hard_link,
     make_read_only, reflink, remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new,
     symlink, sync_dir, sync_file_system,
 };
 pub use error::{DiskError, IoContext};
 pub use filesystem::{FileSystem, is_rotational};
 pub use lock::{Lock, LockError};
+pub use part::{PartFile, read_at};
 pub use publish::{TempFile, replace_file};
 pub(crate) use stat::unix_ns;
 pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, rest_if_gentle, touch};

@@ -17,6 +17,9 @@ pub struct TempFile {
     file: File,
     path: PathBuf,
     published: bool,
+    /// Nobody is to write to it once it has its name.
+    #[cfg_attr(not(windows), allow(dead_code))]
+    read_only: bool,
 }
 
 impl TempFile {
@@ -25,12 +28,26 @@ impl TempFile {
     /// # Errors
     /// If the file cannot be created.
     pub fn create(path: PathBuf) -> Result<Self, DiskError> {
+        Self::open(path, true)
+    }
+
+    /// The same for a file that a user has asked for, and may write to.
+    ///
+    /// # Errors
+    /// As [`TempFile::create`].
+    pub fn create_writable(path: PathBuf) -> Result<Self, DiskError> {
+        Self::open(path, false)
+    }
+
+    fn open(path: PathBuf, read_only: bool) -> Result<Self, DiskError> {
         let mut options = File::options();
         options.write(true).create_new(true);
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o444);
+        if read_only {
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o444);
+        }
         let file = Change::CreateFile.make(&path, None, || options.open(&path))?;
-        Ok(Self { file, path, published: false })
+        Ok(Self { file, path, published: false, read_only })
     }
 
     /// Appends all of `data`.
@@ -57,7 +74,9 @@ impl TempFile {
     /// If the name cannot be given; the temp file is removed then.
     pub fn publish(mut self, target: &Path) -> Result<(), DiskError> {
         #[cfg(windows)]
-        set_read_only(&self.file, &self.path)?;
+        if self.read_only {
+            set_read_only(&self.file, &self.path)?;
+        }
         rename(&self.path, target)?;
         self.published = true;
         Ok(())
@@ -122,6 +141,15 @@ mod tests {
         assert!(!temp.exists());
         assert_eq!(fs::read(&target).unwrap(), b"whole");
         assert!(fs::metadata(&target).unwrap().permissions().readonly());
+    }
+
+    #[test]
+    fn what_a_user_has_asked_for_can_be_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("mine");
+        let file = TempFile::create_writable(dir.path().join("t")).unwrap();
+        file.publish(&target).unwrap();
+        assert!(!fs::metadata(&target).unwrap().permissions().readonly());
     }
 
     #[test]

@@ -73,6 +73,15 @@ pub(super) fn needed(method: &Method, path: &str) -> Option<Scope> {
     }
     let ours = path.strip_prefix(wire::ADMIN);
     let is_ours = ours.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let is_unfinished = ours.is_some_and(|rest| rest.starts_with("/unfinished/"));
+    match *method {
+        Method::POST | Method::DELETE if is_unfinished => return Some(Scope::Upload),
+        // To know what is known is of use to those who send.
+        Method::POST if matches!(ours, Some("/batch" | "/chunks/known")) => {
+            return Some(Scope::Upload);
+        }
+        _ => {}
+    }
     // It is sent as POST for its body only.
     let reads_ours = reads || ours == Some("/verify");
     match () {
@@ -319,6 +328,14 @@ mod tests {
             ("DELETE", "/farmhand/v1/x/y", Some(Scope::Admin)),
             ("OPTIONS", "/farmhand/v1/x", Some(Scope::Admin)),
             ("QUERY", "/farmhand/v1/", Some(Scope::Admin)),
+            ("POST", "/farmhand/v1/batch", Some(Scope::Upload)),
+            ("POST", "/farmhand/v1/batch/x", Some(Scope::Admin)),
+            ("POST", "/farmhand/v1/unfinished/00/1", Some(Scope::Upload)),
+            ("POST", "/farmhand/v1/unfinished/00/1/finish", Some(Scope::Upload)),
+            ("DELETE", "/farmhand/v1/unfinished/00/1", Some(Scope::Upload)),
+            ("PUT", "/farmhand/v1/unfinished/00/1", Some(Scope::Admin)),
+            ("POST", "/farmhand/v1/chunks/known", Some(Scope::Upload)),
+            ("GET", "/farmhand/v1/capabilities", Some(Scope::Read)),
             ("POST", "/farmhand/v10", None),
             ("GET", "/metrics", Some(Scope::Read)),
             ("POST", "/metrics", None),

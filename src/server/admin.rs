@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App, Job,
+    ApiError, App, Job, download,
     routes::{parse, read_json},
     upkeep,
 };
@@ -44,8 +44,10 @@ const LINES: &str = "application/x-ndjson";
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(checkouts, erase))
+        .routes(routes!(download::manifest))
         .routes(routes!(usage))
         .routes(routes!(why))
+        .routes(routes!(download::download))
         .routes(routes!(pins))
         .routes(routes!(pin, unpin))
         .routes(routes!(gc))
@@ -68,11 +70,11 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedDigest {
 
 /// Which checkout.
 #[derive(Debug, serde::Deserialize)]
-struct Named {
-    path: String,
+pub(super) struct Named {
+    pub path: String,
 }
 
-fn checkout_path(path: &str) -> Result<CheckoutPath, ApiError> {
+pub(super) fn checkout_path(path: &str) -> Result<CheckoutPath, ApiError> {
     path.parse().map_err(|error| ApiError::bad_request(format!("checkout: {error}")))
 }
 

@@ -174,6 +174,8 @@ pub struct Metrics {
     pub(super) uploads_waiting: Gauge,
     /// Bytes of upload bodies, also of those that failed.
     pub(super) received_bytes: Counter,
+    /// Bytes that did not have to be sent, because they are in other blobs.
+    pub(super) reused_bytes: Counter,
     stored_bytes: Counter,
     mismatches: Family<Reason, Counter>,
     sync_seconds: Histogram,
@@ -227,6 +229,9 @@ impl Metrics {
         let received_bytes = Counter::default();
         let text = "Received of uploads' bodies, also of those that failed";
         registry.register_with_unit("received", text, Unit::Bytes, received_bytes.clone());
+        let reused_bytes = Counter::default();
+        let text = "Bytes of unfinished blobs that were taken from stored ones and not sent";
+        registry.register_with_unit("reused", text, Unit::Bytes, reused_bytes.clone());
         let stored_bytes = Counter::default();
         let text = "Sizes of the blobs that uploads stored";
         registry.register_with_unit("stored", text, Unit::Bytes, stored_bytes.clone());
@@ -274,6 +279,7 @@ impl Metrics {
             uploads_in_flight,
             uploads_waiting,
             received_bytes,
+            reused_bytes,
             stored_bytes,
             mismatches,
             sync_seconds,
@@ -325,12 +331,14 @@ impl Metrics {
         self.mismatches.get_or_create(&Reason { reason: "size" }).inc();
     }
 
+    pub(super) fn wrong_digest(&self) {
+        self.mismatches.get_or_create(&Reason { reason: "digest" }).inc();
+    }
+
     pub(super) fn not_received(&self, error: &ReceiveError) {
         match error {
             ReceiveError::Size { .. } => self.wrong_size(),
-            ReceiveError::Digest { .. } => {
-                self.mismatches.get_or_create(&Reason { reason: "digest" }).inc();
-            }
+            ReceiveError::Digest { .. } => self.wrong_digest(),
             _ => {}
         }
     }

@@ -5,7 +5,9 @@ mod access_log;
 mod admin;
 mod body;
 mod connection;
+mod download;
 mod error;
+mod extension;
 mod farm;
 #[cfg(test)]
 mod fuzz;
@@ -189,7 +191,7 @@ pub async fn serve(
     }
     shutdown.cancelled().await;
     tokio::select! {
-        () = exec.finish() => return,
+        () = exec.finish() => {}
         () = now.cancelled() => {}
         () = tokio::time::sleep(app.options.grace) => {
             tracing::warn!("the grace period is over: unfinished requests are broken off");
@@ -197,6 +199,7 @@ pub async fn serve(
     }
     app.end.cancel();
     exec.finish().await;
+    app.store.give_up_all();
 }
 
 async fn accept(listener: TcpListener, app: App, router: Router, shutdown: CancellationToken) {

@@ -18,8 +18,8 @@ use utoipa::{OpenApi as _, openapi::OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App, Farm, Peer, access_log::CheckoutRecord, admin, body::next_piece, farm, metrics,
-    openapi, upload,
+    ApiError, App, Farm, Peer, access_log::CheckoutRecord, admin, body::next_piece, extension,
+    farm, metrics, openapi, upload,
 };
 use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
@@ -62,6 +62,7 @@ const MAX_BLOB_BYTES: u64 = i64::MAX as u64;
     info(title = "farmhand", description = "A Shaman server: files by their content, and checkouts made of them."),
     tags(
         (name = "shaman", description = "The file store, as render farms speak to it."),
+        (name = "extension", description = "What makes sending cheaper, between farmhand's client and server."),
         (name = "store", description = "What is in the store, what may go, and whether it is whole."),
         (name = "farm", description = "Jobs, as render farms speak of them."),
         (name = "server", description = "How the server is.")
@@ -82,7 +83,7 @@ pub(super) fn routes(farm: Option<Arc<Farm>>) -> (Router<App>, OpenApi) {
     }
     let (routes, mut document) = all
         .nest(wire::SHAMAN, shaman)
-        .nest(wire::ADMIN, admin::routes())
+        .nest(wire::ADMIN, admin::routes().merge(extension::routes()))
         .routes(routes!(document))
         .routes(routes!(healthz))
         .routes(routes!(readyz))

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{App, Job};
+use crate::disk::DiskError;
 use crate::store::{GcError, GcOptions, History, ScrubError, ScrubOptions, Work};
 
 /// What is done in the background, and when.
@@ -40,6 +41,12 @@ impl Default for Upkeep {
 /// How long a temp file must not have been written to. Uploads that stand still are broken off
 /// much earlier.
 const STALLED_FOR: Duration = Duration::from_secs(86_400);
+
+/// How long what has come of an unfinished blob is kept when nobody goes on with it: over a weekend.
+const UNFINISHED_FOR: Duration = Duration::from_secs(3 * 86_400);
+
+/// How often it is looked whether those who send blobs in pieces are still there.
+const LOOK_FOR_SILENT: Duration = Duration::from_secs(1);
 
 /// How often they are looked for, and how long upkeep rests after it was stopped or has failed.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -98,7 +105,7 @@ pub(super) fn recall(app: &App) {
 
 /// Does all of it until the server is to stop.
 pub(super) async fn run(app: App) {
-    tokio::join!(count(&app), collect(&app), scrub(&app), clean(&app));
+    tokio::join!(count(&app), collect(&app), scrub(&app), clean(&app), index(&app), give_up(&app));
 }
 
 /// Waits; `Err` if the server is to stop.
@@ -225,11 +232,40 @@ async fn scrub(app: &App) -> Option<()> {
     }
 }
 
+/// Indexes the chunks of what is stored, whenever there is something new.
+async fn index(app: &App) -> Option<()> {
+    loop {
+        tokio::select! {
+            () = app.store.index_is_behind() => {}
+            () = app.shutdown.cancelled() => return None,
+        }
+        let store = app.store.clone();
+        if let Err(error) = with_work(app, Arc::default(), move |work| store.index(work)).await {
+            tracing::warn!("chunks are not all indexed: {error}: {}", error.source);
+            rest(app, HOUR).await.ok()?;
+        }
+    }
+}
+
+/// Gives up blobs whose senders have gone, so that others need not wait for them.
+async fn give_up(app: &App) -> Option<()> {
+    loop {
+        rest(app, LOOK_FOR_SILENT).await.ok()?;
+        if app.store.has_unfinished() {
+            let store = app.store.clone();
+            app.exec.blocking(move || store.give_up_silent()).await;
+        }
+    }
+}
+
 async fn clean(app: &App) -> Option<()> {
     loop {
         rest(app, HOUR).await.ok()?;
         let store = app.store.clone();
-        match app.exec.blocking(move || store.remove_stalled(STALLED_FOR)).await {
+        let remove = move || -> Result<u64, DiskError> {
+            Ok(store.remove_stalled(STALLED_FOR)? + store.forget_unfinished(UNFINISHED_FOR)?)
+        };
+        match app.exec.blocking(remove).await {
             Ok(removed) => {
                 if removed > 0 {
                     tracing::warn!(removed, "removed temp files of uploads that have ended");

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{Flight, Store, inflight::Claim};
 use crate::{
-    disk::{DiskError, touch},
+    disk::{DiskError, IoContext, touch},
     domain::{BlobId, BlobStatus},
 };
 
@@ -72,8 +72,7 @@ impl Store {
     pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
         match self.look(id)? {
             Some(found) if found.is_file() && found.len() == id.size_bytes => {
-                let unsynced = self.unsynced.lock().expect("BUG: no one panics with this lock");
-                Ok((!unsynced.contains(id)).then_some(found))
+                Ok((!self.unsynced().contains(id)).then_some(found))
             }
             _ => Ok(None),
         }
@@ -147,6 +146,25 @@ impl Store {
             Ok(()) => Ok(BlobStatus::Stored),
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(BlobStatus::Unknown),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The file of a blob, open for reading; `None` if it is not stored. It counts as needed now: who
+    /// reads half of it may come again for the rest.
+    ///
+    /// # Errors
+    /// If the file system cannot say, or the file cannot be opened.
+    pub fn read_blob(&self, id: &BlobId) -> Result<Option<fs::File>, DiskError> {
+        if self.is_there(id)?.is_none() {
+            return Ok(None);
+        }
+        self.mark_needed(id, SystemTime::now())?;
+        let (_, path) = self.layout.blob(id);
+        match fs::File::open(&path) {
+            // Open, it can be read to its end whatever happens to its name.
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).on("open", &path),
         }
     }
 

@@ -238,7 +238,7 @@ fn suffix() -> String {
 }
 
 /// Whether a directory has anything but directories in it, as checkouts have.
-fn holds_files(dir: &Path) -> Result<bool, DiskError> {
+pub(super) fn holds_files(dir: &Path) -> Result<bool, DiskError> {
     for entry in fs::read_dir(dir).on("list", dir)? {
         let entry = entry.on("list", dir)?;
         if !entry.file_type().on("look at", &entry.path())?.is_dir() {

@@ -179,6 +179,9 @@ impl Store {
             }
         }
         if !options.dry_run {
+            if report.removed.blobs > 0 {
+                self.index_all();
+            }
             // From here on blobs are gone: what fails is told beside that.
             if let Err(error) = self.forget_gone_checkouts() {
                 failed(&error, &mut report);

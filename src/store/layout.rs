@@ -14,6 +14,9 @@ use crate::{
 /// The part of `jobs/` in which checkouts are built before they get their name.
 const BUILDING: &str = ".farmhand-building";
 
+/// The end of the names of blobs that come in pieces.
+const UNFINISHED_SUFFIX: &str = ".farmhand-part";
+
 /// Paths of one storage directory.
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -80,6 +83,21 @@ impl Layout {
     }
 
     pub const TEMP_SUFFIX: &str = ".farmhand-tmp";
+
+    /// What has come of a blob that comes in pieces.
+    pub fn unfinished(&self, id: &BlobId) -> PathBuf {
+        self.uploading().join(format!("{}-{}{UNFINISHED_SUFFIX}", id.digest, id.size_bytes))
+    }
+
+    /// The blob that a file of this name in `uploading/` is a part of.
+    pub fn unfinished_id(name: &str) -> Option<BlobId> {
+        let (digest, size) = name.strip_suffix(UNFINISHED_SUFFIX)?.split_once('-')?;
+        Some(BlobId { digest: digest.parse().ok()?, size_bytes: size.parse().ok()? })
+    }
+
+    pub fn chunk_index(&self) -> PathBuf {
+        self.memory().join("chunks-1.sqlite")
+    }
 
     pub fn jobs(&self) -> PathBuf {
         self.root.join("jobs")

@@ -3,19 +3,23 @@
 //! Synchronous. The only thing of `tokio` here is the signal that a flight has ended, which the
 //! server awaits without holding a thread.
 
+mod batch;
 mod blobs;
 mod checkout;
 mod examine;
 mod gc;
 mod holders;
+mod index;
 mod inflight;
 mod layout;
+mod manifest;
 mod materialize;
 mod pins;
 mod receive;
 mod records;
 mod scrub;
 mod tally;
+mod unfinished;
 mod walk;
 
 use std::{
@@ -27,16 +31,20 @@ use std::{
     },
 };
 
+pub use batch::{Batch, Batched};
 pub use blobs::{Begin, Ticket};
 pub use checkout::CheckoutError;
 pub use examine::{holder, try_link_mode};
 pub use gc::{GcError, GcOptions, MIN_AGE};
 pub use holders::EraseError;
+pub use index::{Indexed, MIN_BYTES as MIN_INDEXED_BYTES};
 pub use inflight::Flight;
+pub use manifest::ManifestError;
 pub use materialize::ModeError;
 pub use receive::{ReceiveError, Received};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
 pub use tally::Tally;
+pub use unfinished::{BeginPieces, Finished, Laid, UnfinishedError};
 pub use walk::Work;
 
 use crate::disk::{
@@ -90,6 +98,9 @@ pub struct Options {
     pub reserve: Reserve,
     /// How the files of checkouts are made.
     pub link_mode: LinkMode,
+    /// Whether it knows the chunks of what is stored, so that what is nearly the same need not be sent as a
+    /// whole.
+    pub index_chunks: bool,
 }
 
 impl Default for Options {
@@ -98,6 +109,7 @@ impl Default for Options {
             durability: Durability::Full,
             reserve: Reserve::Bytes(256 << 20),
             link_mode: LinkMode::Symlink,
+            index_chunks: true,
         }
     }
 }
@@ -137,6 +149,8 @@ pub struct Store {
     layout: Layout,
     options: Options,
     inflight: InFlight,
+    unfinished: unfinished::AllUnfinished,
+    index: index::Index,
     /// Blobs whose names have been given and are not durable. They do not count as stored: not
     /// while that goes on, and not after it has failed.
     unsynced: Mutex<HashSet<BlobId>>,
@@ -177,10 +191,13 @@ impl Store {
         records::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
         materialize::probe(&layout, options.link_mode)?;
+        let index = index::Index::open(options.index_chunks.then(|| layout.chunk_index()));
         Ok(Arc::new(Self {
             layout,
             options,
             inflight: InFlight::default(),
+            unfinished: unfinished::AllUnfinished::default(),
+            index,
             unsynced: Mutex::default(),
             admitted_bytes: AtomicU64::new(0),
             removal: RwLock::default(),

@@ -1,10 +1,14 @@
 //! An upload becomes a stored blob: received beside the store, verified, synced, renamed in.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{self, BufRead},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Durability, Store, Ticket, layout::Layout};
 use crate::{
     disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file},
-    domain::Digest,
+    domain::{BlobId, Digest},
 };
 
 /// Why a body did not become a blob. Nothing of it is kept.
@@ -64,12 +68,7 @@ impl Ticket {
     /// # Errors
     /// If the body is something else, breaks off, or the file system refuses. The store is as before.
     pub fn receive(mut self, body: &mut dyn BufRead) -> Result<Received, ReceiveError> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let store = self.store.clone();
-        let layout = &store.layout;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}{}", std::process::id(), Layout::TEMP_SUFFIX);
-        let mut temp = TempFile::create(layout.uploading().join(name))?;
+        let mut temp = self.store.temp_file()?;
 
         let expected_bytes = self.id.size_bytes;
         let mut received_bytes = 0;
@@ -102,38 +101,66 @@ impl Ticket {
             return Err(ReceiveError::Digest { expected, actual });
         }
 
-        let (dir, file) = layout.blob(&self.id);
         let start = Instant::now();
         if self.store.options.durability == Durability::Full {
             temp.sync()?;
         }
-        let mut synced = start.elapsed();
-        let unsynced = || self.store.unsynced.lock().expect("BUG: no one panics with this lock");
-        unsynced().insert(self.id);
+        let synced = start.elapsed();
+        self.publish(|file| temp.publish(file))?;
+        let start = Instant::now();
+        self.sync_name()?;
+        Ok(Received { synced: synced + start.elapsed() })
+    }
+
+    /// Gives verified content, which has been made durable, its name with `publish`. It does not count as
+    /// stored before the name is durable, too: [`Ticket::sync_name`], or [`Ticket::name_is_synced`].
+    ///
+    /// # Errors
+    /// If it cannot get its name.
+    pub(super) fn publish(
+        &self,
+        publish: impl FnOnce(&Path) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let store = &self.store;
+        let (dir, file) = store.layout.blob(&self.id);
+        store.unsynced().insert(self.id);
         let published = {
-            let _stays = self.store.removal.read().expect("BUG: no one panics with this lock");
-            self.make_way(&dir, &file).and_then(|is_new| temp.publish(&file).map(|()| is_new))
+            let _stays = store.removal.read().expect("BUG: no one panics with this lock");
+            self.make_way(&dir, &file).and_then(|is_new| publish(&file).map(|()| is_new))
         };
         match published {
             Ok(true) => store.counts.stored(&self.id),
             Ok(false) => {}
             Err(error) => {
-                unsynced().remove(&self.id);
+                store.unsynced().remove(&self.id);
                 // Windows does not replace a read-only file. If it is the same blob, sent beside us and
                 // stored first, then that is as good.
-                if self.store.is_there(&self.id)?.is_none() {
-                    return Err(error.into());
+                if store.is_there(&self.id)?.is_none() {
+                    return Err(error);
                 }
             }
         }
-        let start = Instant::now();
+        Ok(())
+    }
+
+    /// Makes the name durable.
+    ///
+    /// # Errors
+    /// If it cannot be: then the blob does not count as stored.
+    pub(super) fn sync_name(&mut self) -> Result<(), DiskError> {
+        let (dir, _) = self.store.layout.blob(&self.id);
         self.store.sync_dir(&dir)?;
         // Also when the directory was there: whoever made it may not have come this far.
         self.store.sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
-        unsynced().remove(&self.id);
-        synced += start.elapsed();
+        self.name_is_synced();
+        Ok(())
+    }
+
+    /// Content and name are durable: the blob is stored.
+    pub(super) fn name_is_synced(&mut self) {
+        self.store.unsynced().remove(&self.id);
         self.stored = true;
-        Ok(Received { synced })
+        self.store.index_soon(self.id);
     }
 }
 
@@ -159,6 +186,18 @@ impl Ticket {
 }
 
 impl Store {
+    /// A file for a blob that comes in one go.
+    pub(super) fn temp_file(&self) -> Result<TempFile, DiskError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}{}", std::process::id(), Layout::TEMP_SUFFIX);
+        TempFile::create(self.layout.uploading().join(name))
+    }
+
+    pub(super) fn unsynced(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+        self.unsynced.lock().expect("BUG: no one panics with this lock")
+    }
+
     /// Removes temp files that have not been written to for this long: those of uploads that have
     /// ended, and whose removal failed then. Returns how many.
     ///

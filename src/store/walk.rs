@@ -279,14 +279,17 @@ impl<'a> Walk<'a> {
     }
 }
 
-enum Followed {
+/// What a link leads to.
+pub(super) enum Followed {
+    /// A directory.
     Dir,
+    /// Something else.
     Held(Held),
 }
 
 /// What a link leads to. That of a blob is known by its text alone: the storage may be mounted
 /// elsewhere, and a blob that is not there is still one that is held.
-fn follow(link: &Path) -> Result<Followed, DiskError> {
+pub(super) fn follow(link: &Path) -> Result<Followed, DiskError> {
     let target = fs::read_link(link).on("read the link", link)?;
     if let Some(id) = Layout::blob_of(&target) {
         return Ok(Followed::Held(Held::Link(id)));

@@ -4,7 +4,9 @@
 
 mod admin;
 mod bodies;
+mod extension;
 mod filename;
+mod frames;
 mod token;
 
 pub use admin::{GcRequest, Line, PinAnswer, PinsAnswer, ScrubRequest, VerifyRequest};
@@ -12,7 +14,15 @@ pub use bodies::{
     BadFile, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
     RequirementsRequest, StatusAnswer,
 };
+pub use extension::{
+    BatchAnswer, BatchLimits, BatchResult, BeginAnswer, Capabilities, ChunkLimits, KnownAnswer,
+    RecipeAnswer, Run, SENDER, runs_of,
+};
 pub use filename::{decode_filename, encode_filename};
+pub use frames::{
+    BLOB_HEAD_BYTES, BlobFrame, CHUNK_HEAD_BYTES, ChunkFrame, Content, FrameError,
+    RECIPE_ENTRY_BYTES, read_blob, read_chunk, read_recipe, write_blob, write_chunk, write_recipe,
+};
 pub use token::{TOKEN_PREFIX, hide_tokens, split_token};
 
 /// The path all Shaman endpoints share, without a slash at its end.

@@ -18,6 +18,7 @@ mod crash;
 mod crash_upkeep;
 mod disk_full;
 mod doctor;
+mod download;
 mod farm;
 mod faults;
 mod fuzz;

@@ -137,6 +137,8 @@ fn it_lists_what_is_served_and_nothing_else() {
     let server = TestServer::with_farm(FarmOptions::default());
     let document = document(&server);
     let content = random(10);
+    // What is not there is 404, too.
+    assert_eq!(server.upload(&content).status, 204);
     for (path, item) in document["paths"].as_object().unwrap() {
         let job = server.api("POST", "jobs", a_job()).json()["id"].as_str().unwrap().to_owned();
         let real = path.replace("{sha}", &sha(&content)).replace("{size}", "10");
@@ -418,6 +420,7 @@ fn answers_are_as_it_describes_them() {
     let body = json!({ "files": files });
     checked.check("shamanCheckoutRequirements", &server.post_json("checkout/requirements", &body));
     checked.check("shamanCheckout", &create("z", files));
+    checked.check("downloadBlob", &ask(&format!("/farmhand/v1/blobs/{}", address(&other))));
     // No room.
     let reserve = farmhand::store::Reserve::Percent(100.0);
     let full = farmhand::store::Options { reserve, ..Default::default() };
@@ -560,6 +563,30 @@ fn administration(server: &TestServer, checked: &mut Checked) {
     }
     checked.check("listCheckouts", &ask("GET", "checkouts"));
     checked.check("getUsage", &ask("GET", "usage"));
+    for (path, status) in [("path=gone", 200), ("path=in", 404), ("path=..", 400), ("", 400)] {
+        let answer = ask("GET", &format!("checkouts/manifest?{path}"));
+        assert_eq!(answer.status, status);
+        checked.check("getManifest", &answer);
+    }
+    let own = server.storage().join("jobs/gone/own");
+    fs::write(&own, "of its own").unwrap();
+    checked.check("getManifest", &ask("GET", "checkouts/manifest?path=gone"));
+    fs::remove_file(&own).unwrap();
+    for (blob, headers, status) in [
+        (&format!("{blob}/8"), "", 200),
+        (&format!("{blob}/8"), "Range: bytes=3-\r\n", 206),
+        (&format!("{blob}/8"), "If-None-Match: *\r\n", 304),
+        (&format!("{blob}/8"), "Range: bytes=8-\r\n", 416),
+        (&format!("{blob}/9"), "", 404),
+        (&format!("{bad_blob}/8"), "", 400),
+    ] {
+        let mut connection = server.connect();
+        let head = format!("GET /farmhand/v1/{blob} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+        connection.send(head.as_bytes());
+        let answer = connection.answer();
+        assert_eq!(answer.status, status);
+        checked.check("downloadBlob", &answer);
+    }
     checked.check("whyBlob", &ask("GET", &blob));
     checked.check("whyBlob", &ask("GET", &bad_blob));
     checked.check("pinBlob", &ask("PUT", &pin));
@@ -613,6 +640,7 @@ fn administration(server: &TestServer, checked: &mut Checked) {
     fs::write(&ours, "no directory").unwrap();
     checked.check("listCheckouts", &ask("GET", "checkouts"));
     checked.check("getUsage", &ask("GET", "usage"));
+    checked.check("getManifest", &ask("GET", "checkouts/manifest?path=in/folder"));
     checked.check("whyBlob", &ask("GET", &blob));
     checked.check("pinBlob", &ask("PUT", &pin));
     checked.check("unpinBlob", &ask("DELETE", &pin));

@@ -32,14 +32,14 @@ fn age(path: &Path, by: Duration) {
 }
 
 /// Writes over a read-only file.
-fn damage(path: &Path, content: &[u8]) {
+pub(super) fn damage(path: &Path, content: &[u8]) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(path, content).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
 }
 
 impl TestServer {
-    fn blob(&self, content: &[u8]) -> PathBuf {
+    pub(super) fn blob(&self, content: &[u8]) -> PathBuf {
         blob_path(&self.storage(), content)
     }
 
@@ -49,7 +49,7 @@ impl TestServer {
         age(&self.blob(content), 40 * DAY);
     }
 
-    fn checkout(&self, path: &str, files: &[(&str, &[u8])]) -> Answer {
+    pub(super) fn checkout(&self, path: &str, files: &[(&str, &[u8])]) -> Answer {
         let files: Vec<_> = files.iter().map(|(path, content)| file(content, path)).collect();
         self.post_json("checkout/create", &json!({ "checkoutPath": path, "files": files }))
     }

@@ -1,7 +1,10 @@
 //! Sends what the server lacks: a pure plan, and the runner that acts on it.
 
+mod batch;
 mod line;
 mod pace;
+mod pack;
+mod pieces;
 mod plan;
 mod run;
 mod send;
@@ -9,7 +12,10 @@ mod send;
 mod simulation;
 mod throttle;
 mod timetable;
+mod way;
 
 pub use line::{Hold, Line, UploadNow};
-pub(super) use run::{Job, run};
+pub(super) use run::{Job, Tally, run};
 pub use timetable::{BadLimit, Limit, Timetable};
+pub(super) use way::{Chooser, MODES};
+pub use way::{Delta, Mode};

@@ -105,6 +105,8 @@ struct Item {
 struct Flight {
     began: Duration,
     is_large: bool,
+    /// It goes along with another one, in the same request.
+    is_rider: bool,
 }
 
 /// A time in which nothing reaches the server. Whatever fails in it is one failure: of each blob
@@ -136,6 +138,7 @@ pub(super) struct Plan {
     later: BinaryHeap<Reverse<(Duration, BlobId)>>,
     items: HashMap<BlobId, Item>,
     flights: HashMap<BlobId, Flight>,
+    riders: usize,
     last_was_large: bool,
     outage: Option<Outage>,
     outages: u64,
@@ -168,6 +171,7 @@ impl Plan {
             later: BinaryHeap::new(),
             items,
             flights: HashMap::new(),
+            riders: 0,
             last_was_large: false,
             outage: None,
             outages: 0,
@@ -181,7 +185,7 @@ impl Plan {
     /// much that was says nothing about the server.
     pub fn look(&mut self, now: Duration, sent_bytes: u64, disturbed: bool) {
         // More than it should be, when it has just become fewer, says nothing about fewer.
-        if disturbed || self.flights.len() > self.pace.width() {
+        if disturbed || self.requests() > self.pace.width() {
             self.pace.idle();
         } else {
             self.pace.look(now, sent_bytes, self.stored);
@@ -202,7 +206,7 @@ impl Plan {
         }
         let not_before = outage.map_or(Duration::ZERO, |outage| outage.until);
         let has_due = !self.large.is_empty() || !self.small.is_empty();
-        if has_due && outage.is_none() && self.flights.len() >= self.pace.width() {
+        if has_due && outage.is_none() && self.requests() >= self.pace.width() {
             return Step::WaitForOutcome;
         }
         if now >= not_before
@@ -227,7 +231,7 @@ impl Plan {
     }
 
     fn begin(&mut self, id: BlobId, now: Duration) -> Step {
-        self.flights.insert(id, Flight { began: now, is_large: is_large(&id) });
+        self.flights.insert(id, Flight { began: now, is_large: is_large(&id), is_rider: false });
         let item = self.items.get_mut(&id).expect("BUG: only planned blobs are due");
         if item.ask_first {
             return Step::Ask(id);
@@ -237,13 +241,58 @@ impl Plan {
         Step::Send { id, may_defer: !item.insisted }
     }
 
+    /// Requests under way.
+    fn requests(&self) -> usize {
+        self.flights.len() - self.riders
+    }
+
+    /// More that can be sent now, in one request with this one, which is about to be sent: none larger than
+    /// the first limit says, so many with it, and so many bytes with it. Each must be reported by itself.
+    pub fn riders(&mut self, id: &BlobId, limits: Option<(u64, usize, u64)>) -> Vec<BlobId> {
+        let Some((max_size, max_blobs, max_bytes)) = limits else { return Vec::new() };
+        // Into a line that may be dead goes one.
+        if id.size_bytes > max_size || self.outage.is_some() {
+            return Vec::new();
+        }
+        let first = self.flights[id];
+        // Those that are to be asked about first, and those that do not fit, stay in their order.
+        let (mut riders, mut left, mut stay) = (Vec::new(), max_bytes, VecDeque::new());
+        left = left.saturating_sub(id.size_bytes);
+        // The others shall have something to do, too.
+        let share = self.small.len().div_ceil(self.pace.width());
+        while riders.len() + 1 < max_blobs.min(share.max(1))
+            && let Some(rider) = self.small.pop_front()
+        {
+            let item = self.items.get_mut(&rider).expect("BUG: only planned blobs are due");
+            let waited =
+                item.deferred_at.map_or(Duration::ZERO, |since| first.began.saturating_sub(since));
+            let fits = rider.size_bytes <= max_size && rider.size_bytes <= left;
+            if item.ask_first || waited >= self.patience.defer || !fits {
+                stay.push_back(rider);
+                if stay.len() > max_blobs {
+                    break;
+                }
+                continue;
+            }
+            item.insisted = false;
+            left -= rider.size_bytes;
+            self.flights.insert(rider, Flight { is_rider: true, ..first });
+            riders.push(rider);
+        }
+        self.riders += riders.len();
+        while let Some(id) = stay.pop_back() {
+            self.small.push_front(id);
+        }
+        riders
+    }
+
     fn queue(&mut self, id: BlobId) {
         if is_large(&id) { self.large.push_back(id) } else { self.small.push_back(id) }
     }
 
     fn pop_due(&mut self, is_probe: bool) -> Option<BlobId> {
         let large = self.flights.values().filter(|flight| flight.is_large).count();
-        let wants_large = match (2 * large).cmp(&self.flights.len()) {
+        let wants_large = match (2 * large).cmp(&self.requests()) {
             // It may well be in vain.
             _ if is_probe => false,
             Ordering::Less => true,
@@ -273,6 +322,7 @@ impl Plan {
         jitter: f64,
     ) -> Result<(), Exhausted> {
         let flight = self.flights.remove(&id).expect("BUG: only steps under way are reported");
+        self.riders -= usize::from(flight.is_rider);
         if let Some(outage) = &mut self.outage
             && outage.probe == Some(id)
         {

@@ -1,10 +1,10 @@
 //! Acts on the plan: so many uploads at once, until nothing is left.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -12,9 +12,11 @@ use std::{
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
+    batch::send_batch,
     pace::WINDOW,
     plan::{Outcome, Patience, Plan, Step},
     send::{Sent, send},
+    way::{Chooser, MODES, Mode},
 };
 use crate::{
     agent::sync::{Options, SyncError},
@@ -34,8 +36,47 @@ pub(in crate::agent) struct Job {
     pub exec: Exec,
     pub progress: Arc<Progress>,
     pub options: Options,
-    /// What was given to connections so far.
+    /// What was given to connections so far, but for heads of requests.
     pub sent_bytes: AtomicU64,
+    /// What the server does not mix up with those of another job: letters and digits.
+    pub sender: String,
+    pub tally: Tally,
+    /// Blobs that were begun in pieces.
+    pub begun: Mutex<HashSet<BlobId>>,
+    pub chooser: Mutex<Chooser>,
+}
+
+impl Job {
+    pub fn begun(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+        self.begun.lock().expect("BUG: no one panics with this lock")
+    }
+
+    pub fn chooser(&self) -> MutexGuard<'_, Chooser> {
+        self.chooser.lock().expect("BUG: no one panics with this lock")
+    }
+}
+
+/// In which way how much was sent.
+#[derive(Debug, Default)]
+pub(in crate::agent) struct Tally {
+    /// What did not have to be sent of blobs, because the server had it.
+    pub reused_bytes: AtomicU64,
+    /// By [`MODES`]: blobs, and their bytes.
+    modes: [(AtomicU64, AtomicU64); MODES.len()],
+}
+
+impl Tally {
+    pub fn count(&self, mode: Mode, size_bytes: u64) {
+        let (blobs, bytes) = &self.modes[mode as usize];
+        blobs.fetch_add(1, Relaxed);
+        bytes.fetch_add(size_bytes, Relaxed);
+    }
+
+    /// Blobs and bytes that were sent in a way.
+    pub fn of(&self, mode: Mode) -> (u64, u64) {
+        let (blobs, bytes) = &self.modes[mode as usize];
+        (blobs.load(Relaxed), bytes.load(Relaxed))
+    }
 }
 
 /// What was done. Blobs that are not stored now are those whose files are `doubtful`.
@@ -49,14 +90,24 @@ pub(in crate::agent) struct Ended {
     pub doubtful: Vec<(RelPath, Option<String>)>,
 }
 
-/// What a task says at its end.
-type Report = Result<(BlobId, Told), ClientError>;
+/// What a task says at its end: of one blob, or of many.
+type Report = Result<Vec<(BlobId, Told)>, ClientError>;
 
 enum Told {
     Outcome(UploadOutcome),
     Status(BlobStatus),
     Changed,
     Interrupted,
+}
+
+impl From<Sent> for Told {
+    fn from(sent: Sent) -> Self {
+        match sent {
+            Sent::Outcome(outcome) => Self::Outcome(outcome),
+            Sent::Changed => Self::Changed,
+            Sent::Interrupted => Self::Interrupted,
+        }
+    }
 }
 
 /// Sends these blobs, each from any of its files.
@@ -72,34 +123,46 @@ pub(in crate::agent) async fn run(
     let mut tasks: JoinSet<Report> = JoinSet::new();
     let start = Instant::now();
     let line = &job.options.line;
+    let batch = job.chooser().batch();
     let mut holds = line.holds_ever();
     loop {
         let holds_before = std::mem::replace(&mut holds, line.holds_ever());
         let disturbed = line.is_held() || holds != holds_before;
         plan.look(start.elapsed(), job.sent_bytes.load(Relaxed), disturbed);
         let wake = loop {
-            match plan.next(start.elapsed()) {
+            let step = match plan.next(start.elapsed()) {
+                // As far as the server knows, somebody is sending it: we are. To begin again tells more.
+                Step::Ask(id) if job.begun().contains(&id) => Step::Send { id, may_defer: true },
+                step => step,
+            };
+            match step {
                 Step::Send { id, may_defer } => {
-                    let source = sources[&id].last().cloned();
-                    let source = source.expect("BUG: a blob without a source is not planned");
+                    let source = |id: &BlobId| {
+                        let source = sources[id].last().cloned();
+                        source.expect("BUG: a blob without a source is not planned")
+                    };
+                    let riders = if may_defer { plan.riders(&id, batch) } else { Vec::new() };
                     let job = job.clone();
-                    tasks.spawn(async move {
-                        Ok((
-                            id,
-                            match send(&job, id, &source, may_defer).await? {
-                                Sent::Outcome(outcome) => Told::Outcome(outcome),
-                                Sent::Changed => Told::Changed,
-                                Sent::Interrupted => Told::Interrupted,
-                            },
-                        ))
-                    });
+                    if riders.is_empty() {
+                        let source = source(&id);
+                        tasks.spawn(async move {
+                            Ok(vec![(id, send(&job, id, &source, may_defer).await?.into())])
+                        });
+                    } else {
+                        let blobs: Vec<_> =
+                            std::iter::once(id).chain(riders).map(|id| (id, source(&id))).collect();
+                        tasks.spawn(async move {
+                            let sent = send_batch(&job, blobs).await?.into_iter();
+                            Ok(sent.map(|(id, sent)| (id, sent.into())).collect())
+                        });
+                    }
                 }
                 Step::Ask(id) => {
                     let job = job.clone();
                     tasks.spawn(async move {
                         // Not even that: what fails meanwhile would count.
                         job.options.line.until_free().await;
-                        Ok((id, ask(&job.client, &id).await?))
+                        Ok(vec![(id, ask(&job.client, &id).await?)])
                     });
                 }
                 Step::WaitUntil(time) => {
@@ -117,16 +180,16 @@ pub(in crate::agent) async fn run(
         tokio::select! {
             () = tokio::time::sleep_until(wake) => {}
             Some(report) = tasks.join_next() => {
-                let (id, told) = report.map_err(|error| SyncError::Bug(error.to_string()))??;
-                let outcome = note(&job, id, told, &mut sources, &mut ended);
-                plan.report(id, outcome, start.elapsed(), fastrand::f64()).map_err(|exhausted| {
-                    SyncError::Exhausted {
+                for (id, told) in report.map_err(|error| SyncError::Bug(error.to_string()))?? {
+                    let outcome = note(&job, id, told, &mut sources, &mut ended);
+                    let reported = plan.report(id, outcome, start.elapsed(), fastrand::f64());
+                    reported.map_err(|exhausted| SyncError::Exhausted {
                         path: sources[&exhausted.id].last().map(|file| file.path.to_string()),
                         url: job.client.url().to_string(),
                         reason: exhausted.reason,
                         reached: exhausted.reached,
-                    }
-                })?;
+                    })?;
+                }
             }
         }
     }

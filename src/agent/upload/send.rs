@@ -5,14 +5,17 @@ use std::{
     fs::File,
     io::{self, Read},
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{line::Upload, run::Job};
+use super::{line::Upload, pieces, run::Job, way::Mode};
 use crate::{
     client::{ClientError, UploadBody, UploadOutcome},
     disk::Fingerprint,
@@ -47,15 +50,27 @@ pub(super) enum Sent {
 /// last piece is held back until that is known. And the server verifies what it gets: a file that
 /// changed without a trace is answered 417.
 pub(super) async fn send(
-    job: &Job,
+    job: &Arc<Job>,
     id: BlobId,
     source: &ScannedFile,
     may_defer: bool,
 ) -> Result<Sent, ClientError> {
-    let upload = job.options.line.begin(source.path.as_str(), id.size_bytes).await;
-    let counted = Counted { job, bytes: AtomicU64::new(0) };
+    let upload = Arc::new(job.options.line.begin(source.path.as_str(), id.size_bytes).await);
+    let counted = Counted::new(job.clone());
     let path = job.root.join(source.path.as_str());
     let fingerprint = source.fingerprint;
+    // Who does not wait for others any more sends all of it beside them.
+    let upload = if may_defer {
+        let file =
+            pieces::Source { id, path: path.clone(), fingerprint, name: source.path.as_str() };
+        match pieces::send(job, file, upload).await? {
+            pieces::Tried::Sent(sent) => return Ok(sent),
+            pieces::Tried::Plain(upload) => upload,
+        }
+    } else {
+        upload
+    };
+    let (start, sent_before) = (Instant::now(), job.sent_bytes.load(Relaxed));
     let (outcome, unchanged) = if id.size_bytes <= PIECE_BYTES as u64 {
         let Ok(content) = job.exec.blocking(move || read_whole(path, &fingerprint)).await else {
             return Ok(Sent::Changed);
@@ -75,10 +90,16 @@ pub(super) async fn send(
         let body = UploadBody::Pieces(body);
         let outcome = tokio::select! {
             outcome = job.client.upload(&id, source.path.as_str(), may_defer, body) => outcome?,
-            never = pass_on(read, out, &upload, &counted) => match never {},
+            never = pass_on(read, out, &upload, &counted, Progress::Content) => match never {},
         };
         (outcome, Some(reading))
     };
+    if matches!(outcome, UploadOutcome::Stored) {
+        job.tally.count(Mode::Plain, id.size_bytes);
+        // All that went over the line meanwhile: it is shared.
+        let sent_bytes = job.sent_bytes.load(Relaxed) - sent_before;
+        job.chooser().speeds.sent(sent_bytes, start.elapsed());
+    }
     if matches!(outcome, UploadOutcome::Stored | UploadOutcome::AlreadyStored) {
         counted.complete(id.size_bytes);
         return Ok(Sent::Outcome(outcome));
@@ -100,11 +121,12 @@ pub(super) async fn send(
 }
 
 /// Passes on what is read, as fast as the line allows, and lives on until it is dropped.
-async fn pass_on(
+pub(super) async fn pass_on(
     mut read: mpsc::Receiver<io::Result<Bytes>>,
     out: mpsc::Sender<io::Result<Bytes>>,
     upload: &Upload,
-    counted: &Counted<'_>,
+    counted: &Counted,
+    progress: Progress,
 ) -> Infallible {
     'pieces: while let Some(piece) = read.recv().await {
         let mut piece = match piece {
@@ -120,7 +142,10 @@ async fn pass_on(
             let Ok(room) = out.reserve().await else { break 'pieces };
             let slice = piece.split_to(piece.len().min(upload.slice_bytes()));
             upload.pass(slice.len() as u64).await;
-            counted.add(slice.len() as u64);
+            counted.sent(slice.len() as u64);
+            if progress == Progress::Content {
+                counted.done(slice.len() as u64);
+            }
             room.send(Ok(slice));
         }
     }
@@ -128,29 +153,45 @@ async fn pass_on(
     std::future::pending().await
 }
 
+/// Whether what is passed on is the content of a file, so that it can be seen how much of that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    Content,
+    Frames,
+}
+
 /// Counts an attempt's bytes, so that they can be taken back.
-struct Counted<'a> {
-    job: &'a Job,
+pub(super) struct Counted {
+    job: Arc<Job>,
     bytes: AtomicU64,
 }
 
-impl Counted<'_> {
-    fn add(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Relaxed);
-        self.job.progress.add_bytes(bytes);
+impl Counted {
+    pub fn new(job: Arc<Job>) -> Self {
+        Self { job, bytes: AtomicU64::new(0) }
+    }
+
+    /// So many bytes were given to a connection.
+    pub fn sent(&self, bytes: u64) {
         self.job.sent_bytes.fetch_add(bytes, Relaxed);
     }
 
-    fn complete(&self, total_bytes: u64) {
+    /// So much of the blob need not be looked at again.
+    pub fn done(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.job.progress.add_bytes(bytes);
+    }
+
+    pub fn complete(&self, total_bytes: u64) {
         self.job.progress.add_bytes(total_bytes.saturating_sub(self.bytes.load(Relaxed)));
     }
 
-    fn take_back(&self) {
+    pub fn take_back(&self) {
         self.job.progress.take_back_bytes(self.bytes.swap(0, Relaxed));
     }
 }
 
-enum ReadError {
+pub(super) enum ReadError {
     /// It is not, or no longer, the file that was hashed.
     Changed,
     /// Nobody reads the pieces any more.
@@ -164,17 +205,17 @@ impl From<io::Error> for ReadError {
     }
 }
 
-fn open(path: PathBuf, expected: &Fingerprint) -> Result<File, ReadError> {
+pub(super) fn open(path: PathBuf, expected: &Fingerprint) -> Result<File, ReadError> {
     let file = File::open(path)?;
     check(&file, expected)?;
     Ok(file)
 }
 
-fn check(file: &File, expected: &Fingerprint) -> Result<(), ReadError> {
+pub(super) fn check(file: &File, expected: &Fingerprint) -> Result<(), ReadError> {
     if Fingerprint::of(&file.metadata()?) == *expected { Ok(()) } else { Err(ReadError::Changed) }
 }
 
-fn read_whole(path: PathBuf, expected: &Fingerprint) -> Result<Bytes, ReadError> {
+pub(super) fn read_whole(path: PathBuf, expected: &Fingerprint) -> Result<Bytes, ReadError> {
     let mut file = open(path, expected)?;
     let mut content =
         vec![0; usize::try_from(expected.size_bytes).map_err(|_| ReadError::Changed)?];

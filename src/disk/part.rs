@@ -1,0 +1,167 @@
+//! A file that comes in pieces, in any order, over days and restarts, before it gets its name.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    DiskError, IoContext,
+    change::{Change, rename},
+};
+
+/// A file that is not whole yet. It stays where it is when this is dropped.
+#[derive(Debug)]
+pub struct PartFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl PartFile {
+    /// Opens what there is of it, or begins with nothing.
+    ///
+    /// # Errors
+    /// If it can be neither opened nor created.
+    pub fn open(path: PathBuf) -> Result<Self, DiskError> {
+        let mut options = File::options();
+        options.read(true).write(true);
+        let file = match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                options.create_new(true);
+                Change::CreateFile.make(&path, None, || options.open(&path))?
+            }
+            found => found.on("open", &path)?,
+        };
+        Ok(Self { file, path })
+    }
+
+    /// How long it is: up to its last piece.
+    ///
+    /// # Errors
+    /// If the file system does not answer.
+    pub fn len(&self) -> Result<u64, DiskError> {
+        Ok(self.file.metadata().on("look at", &self.path)?.len())
+    }
+
+    /// Reads exactly this range. Whether there is so much.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DiskError> {
+        read_at(&self.file, offset, buffer).on("read", &self.path)
+    }
+
+    /// Writes all of `data` at this place.
+    ///
+    /// # Errors
+    /// If not all of it can be written.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        Change::Write.make(&self.path, None, || write_at(&self.file, offset, data))
+    }
+
+    /// Makes it so long, with nothing in what is new.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn set_len(&self, size_bytes: u64) -> Result<(), DiskError> {
+        Change::Write.make(&self.path, None, || self.file.set_len(size_bytes))
+    }
+
+    /// Makes the content durable.
+    ///
+    /// # Errors
+    /// If it cannot be synced: then nothing is known of it.
+    pub fn sync(&self) -> Result<(), DiskError> {
+        Change::SyncData.make(&self.path, None, || self.file.sync_data())
+    }
+
+    /// Makes it read-only for everybody, and gives it its name, replacing what stood there. The caller has
+    /// made the content durable before, and makes the name durable with [`super::sync_dir`].
+    ///
+    /// # Errors
+    /// If it cannot: then it is what it was.
+    pub fn publish(&self, target: &Path) -> Result<(), DiskError> {
+        Change::ReadOnly.make(&self.path, None, || {
+            #[cfg(unix)]
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o444);
+            #[cfg(not(unix))]
+            let permissions = {
+                let mut permissions = self.file.metadata()?.permissions();
+                permissions.set_readonly(true);
+                permissions
+            };
+            self.file.set_permissions(permissions)
+        })?;
+        rename(&self.path, target)
+    }
+}
+
+/// Reads exactly this range of a file. Whether there is so much.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_at(file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<bool> {
+    while !buffer.is_empty() {
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_at(file, buffer, offset);
+        #[cfg(windows)]
+        let read = std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
+        match read {
+            Ok(0) => return Ok(false),
+            Ok(count) => {
+                offset += count as u64;
+                buffer = &mut buffer[count..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn write_at(file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::write_all_at(file, data, offset);
+    #[cfg(windows)]
+    {
+        let (mut offset, mut data) = (offset, data);
+        while !data.is_empty() {
+            match std::os::windows::fs::FileExt::seek_write(file, data, offset)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => {
+                    offset += count as u64;
+                    data = &data[count..];
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn it_comes_in_pieces_and_survives_being_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("part"), dir.path().join("blob"));
+        let part = PartFile::open(path.clone()).unwrap();
+        part.write_at(3, b"def").unwrap();
+        drop(part);
+        let part = PartFile::open(path.clone()).unwrap();
+        let mut found = [0; 3];
+        assert!(part.read_at(3, &mut found).unwrap());
+        assert_eq!((&found, part.len().unwrap()), (b"def", 6));
+        assert!(!part.read_at(4, &mut found).unwrap(), "there is no more");
+        part.write_at(0, b"abc").unwrap();
+        part.sync().unwrap();
+        part.publish(&target).unwrap();
+        assert!(!path.exists());
+        assert_eq!(fs::read(&target).unwrap(), b"abcdef");
+        assert!(fs::metadata(&target).unwrap().permissions().readonly());
+    }
+}

@@ -1,0 +1,644 @@
+//! Blobs that come in pieces, in any order, over broken connections and restarts.
+//!
+//! What has come is in a file beside the store, at its place in the blob. Nothing else is kept of it: which
+//! pieces are there is found out by hashing them again, so that nothing can be wrong about it, whatever
+//! happened in between. In memory is which of them this process has seen to be right. Those never change
+//! again, and only when they are the whole blob is it verified as a whole, and published like any other.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use rangemap::RangeSet;
+use sha2::{Digest as _, Sha256};
+
+use super::{Begin, Durability, Flight, Received, Store, Ticket, index::Place, layout::Layout};
+use crate::{
+    disk::{DiskError, IoContext, PartFile, read_at, remove_file},
+    domain::{BlobId, Chunk, ChunkId, Digest},
+};
+
+/// How long the sender of an unfinished blob may be silent before another one may go on with it.
+const SILENT_FOR: Duration = Duration::from_secs(5);
+
+/// How many blobs are sent in pieces at the same time.
+const MAX_AT_ONCE: usize = 256;
+
+/// How much is read at once, in bytes.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// How much of the beginning of a blob is hashed at most before a request with pieces of it is answered, in
+/// bytes.
+const HASH_AHEAD_BYTES: u64 = 32 << 20;
+
+/// A request about an unfinished blob that cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum UnfinishedError {
+    /// Nobody is sending this blob in pieces, or another one is by now.
+    #[error(
+        "nothing was begun under this name, or it has ended, or another client goes on with it"
+    )]
+    NotBegun,
+    /// Too many are.
+    #[error("{MAX_AT_ONCE} blobs are being sent in pieces already")]
+    TooMany,
+    /// It goes beyond the end of the blob.
+    #[error("bytes {offset} to {end} are not within a blob of {size_bytes} bytes")]
+    Outside {
+        /// Where it begins.
+        offset: u64,
+        /// Where it ends.
+        end: u64,
+        /// The size of the blob.
+        size_bytes: u64,
+    },
+    /// A chunk is not what its name says.
+    #[error("the chunk at {offset} is not what its digest says")]
+    WrongChunk {
+        /// Its place.
+        offset: u64,
+    },
+    /// There are other bytes in this place, and they were right, too.
+    #[error("bytes {offset} to {end} are there already, and are others")]
+    Conflict {
+        /// Where it begins.
+        offset: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// Something is missing.
+    #[error("{missing_bytes} bytes are missing, the first at {first}")]
+    Incomplete {
+        /// How many.
+        missing_bytes: u64,
+        /// Where.
+        first: u64,
+    },
+    /// It is whole, and is not what its name says. What it is instead is not told: it may have been put
+    /// together from what the client does not have.
+    #[error("all of it together is not what the digest says")]
+    WrongBlob,
+    /// The store's file system refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// What to do with a blob that is to come in pieces.
+#[derive(Debug)]
+pub enum BeginPieces {
+    /// Nothing: the blob is stored.
+    Stored,
+    /// Somebody else is sending it.
+    Busy(Flight),
+    /// Send them.
+    Begun {
+        /// Whether there is something of it from an earlier try.
+        resumable: bool,
+    },
+}
+
+/// A blob that came in pieces, and is stored now.
+#[derive(Debug, Clone, Copy)]
+pub struct Finished {
+    /// As of any other.
+    pub received: Received,
+    /// The bytes of chunks that were sent for it since this process began to receive it.
+    pub sent_bytes: u64,
+}
+
+/// What became of a recipe.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Laid {
+    /// The places, in the recipe, of the chunks that must be sent.
+    pub missing: Vec<u32>,
+    /// The bytes that have been taken from what is stored.
+    pub reused_bytes: u64,
+}
+
+/// All blobs that are being sent in pieces.
+#[derive(Debug, Default)]
+pub(super) struct AllUnfinished(Mutex<HashMap<BlobId, Arc<Unfinished>>>);
+
+impl AllUnfinished {
+    fn map(&self) -> MutexGuard<'_, HashMap<BlobId, Arc<Unfinished>>> {
+        self.0.lock().expect("BUG: no one panics with this lock")
+    }
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    id: BlobId,
+    part: PartFile,
+    /// How long the file was when it was opened: up to there may be pieces of an earlier try.
+    found_bytes: u64,
+    /// Requests under way.
+    active: AtomicUsize,
+    /// Held to read while a piece is written; held to write by who publishes: then nothing is written any
+    /// more.
+    writing: RwLock<()>,
+    state: Mutex<State>,
+    hashed: Mutex<Hashed>,
+}
+
+#[derive(Debug)]
+struct State {
+    sender: String,
+    seen: Instant,
+    /// What has been seen to be right.
+    right: RangeSet<u64>,
+    /// What is being written.
+    reserved: RangeSet<u64>,
+    sent_bytes: u64,
+    /// The right to the blob's name; none once it has ended.
+    ticket: Option<Ticket>,
+}
+
+/// The beginning of the blob, as far as it is right.
+#[derive(Debug, Default)]
+struct Hashed {
+    hasher: Sha256,
+    bytes: u64,
+}
+
+/// A request under way: while there is one, nobody takes the blob over.
+struct Request(Arc<Unfinished>);
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.state().seen = Instant::now();
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+impl std::ops::Deref for Request {
+    type Target = Unfinished;
+
+    fn deref(&self) -> &Unfinished {
+        &self.0
+    }
+}
+
+fn range(offset: u64, length: u64) -> Range<u64> {
+    offset..offset.saturating_add(length)
+}
+
+impl Store {
+    /// Begins to receive a blob in pieces, or goes on. Requests of one `sender` belong together.
+    ///
+    /// # Errors
+    /// If there are too many of them, or the file system refuses.
+    pub fn begin_pieces(
+        self: &Arc<Self>,
+        id: BlobId,
+        sender: &str,
+    ) -> Result<BeginPieces, UnfinishedError> {
+        self.give_up_silent();
+        if let Some(unfinished) = self.unfinished.map().get(&id).cloned() {
+            let mut state = unfinished.state();
+            let is_free =
+                unfinished.active.load(Relaxed) == 0 && state.seen.elapsed() >= SILENT_FOR;
+            if state.ticket.is_some() && (state.sender == sender || is_free) {
+                sender.clone_into(&mut state.sender);
+                state.seen = Instant::now();
+                return Ok(BeginPieces::Begun { resumable: true });
+            }
+        }
+        let ticket = match self.begin(id) {
+            Ok(Begin::Stored) => return Ok(BeginPieces::Stored),
+            Ok(Begin::Busy(flight)) => return Ok(BeginPieces::Busy(flight)),
+            Ok(Begin::Receive(ticket)) => ticket,
+            Err(error) if error.is_full() && self.forget_unfinished(Duration::ZERO)? > 0 => {
+                // What somebody may want to go on with is worth less than what somebody sends now.
+                return self.begin_pieces(id, sender);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut all = self.unfinished.map();
+        if all.len() >= MAX_AT_ONCE {
+            return Err(UnfinishedError::TooMany);
+        }
+        let part = PartFile::open(self.layout.unfinished(&id))?;
+        let found_bytes = part.len()?;
+        let state = State {
+            sender: sender.to_owned(),
+            seen: Instant::now(),
+            right: RangeSet::new(),
+            reserved: RangeSet::new(),
+            sent_bytes: 0,
+            ticket: Some(ticket),
+        };
+        let unfinished = Unfinished {
+            id,
+            part,
+            found_bytes,
+            active: AtomicUsize::new(0),
+            writing: RwLock::default(),
+            state: state.into(),
+            hashed: Mutex::default(),
+        };
+        all.insert(id, Arc::new(unfinished));
+        Ok(BeginPieces::Begun { resumable: found_bytes > 0 })
+    }
+
+    /// How many of these chunks are somewhere in the store, as far as is known.
+    pub fn known_chunks(&self, chunks: &[Chunk]) -> usize {
+        self.places(chunks).into_iter().flatten().count()
+    }
+
+    /// Puts in place, from `offset` on, what there is of these consecutive chunks: from an earlier try, or
+    /// from what is stored.
+    ///
+    /// # Errors
+    /// If they do not fit into the blob, or not to what is there; or if the file system refuses.
+    pub fn lay_chunks(
+        &self,
+        id: &BlobId,
+        sender: &str,
+        offset: u64,
+        chunks: &[Chunk],
+    ) -> Result<Laid, UnfinishedError> {
+        let unfinished = self.request(id, sender)?;
+        let length = chunks.iter().map(|chunk| u64::from(chunk.size_bytes)).sum();
+        unfinished.check(&range(offset, length))?;
+        let (mut laid, mut at) = (Laid::default(), offset);
+        let mut wanted = Vec::new();
+        let mut buffer = Vec::new();
+        for (place, chunk) in (0u32..).zip(chunks) {
+            let chunk_range = range(at, chunk.size_bytes.into());
+            at = chunk_range.end;
+            if !unfinished.has(&chunk_range, &chunk.id, &mut buffer)? {
+                wanted.push((place, *chunk, chunk_range.start));
+            }
+        }
+        let only: Vec<Chunk> = wanted.iter().map(|(_, chunk, _)| *chunk).collect();
+        let mut source = Source::default();
+        for ((place, chunk, start), known) in wanted.into_iter().zip(self.places(&only)) {
+            let Some(known) = known else {
+                laid.missing.push(place);
+                continue;
+            };
+            // Never trusted: what is there by now may be something else, or nothing.
+            buffer.resize(chunk.size_bytes as usize, 0);
+            if source.read(self, &known, &mut buffer) && ChunkId::of(&buffer) == chunk.id {
+                unfinished.put(start, &buffer)?;
+                laid.reused_bytes += u64::from(chunk.size_bytes);
+            } else {
+                self.forget_place(&known);
+                laid.missing.push(place);
+            }
+        }
+        unfinished.hash_ahead(HASH_AHEAD_BYTES)?;
+        Ok(laid)
+    }
+
+    /// Puts one chunk in its place, if it is what its name says. `content` may have another length than the
+    /// chunk says.
+    ///
+    /// # Errors
+    /// If it is not, or does not fit into the blob, or not to what is there; or if the file system refuses.
+    pub fn put_chunk(
+        &self,
+        id: &BlobId,
+        sender: &str,
+        offset: u64,
+        chunk: &Chunk,
+        content: &[u8],
+    ) -> Result<(), UnfinishedError> {
+        let unfinished = self.request(id, sender)?;
+        unfinished.check(&range(offset, content.len() as u64))?;
+        if content.len() != chunk.size_bytes as usize || ChunkId::of(content) != chunk.id {
+            return Err(UnfinishedError::WrongChunk { offset });
+        }
+        unfinished.put(offset, content)?;
+        unfinished.state().sent_bytes += content.len() as u64;
+        Ok(())
+    }
+
+    /// Hashes on with what has come of the beginning of the blob, as somebody has time for that.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn hash_ahead(&self, id: &BlobId, sender: &str) -> Result<(), UnfinishedError> {
+        self.request(id, sender)?.hash_ahead(HASH_AHEAD_BYTES)
+    }
+
+    /// Stores the blob, if all of it has come and is what its name says. When this returns `Ok`, it is on
+    /// the disk, and would be after a power cut. `None` if somebody else has stored it meanwhile.
+    ///
+    /// # Errors
+    /// If something is missing: then the rest can still be sent. If it is not what its name says: then
+    /// nothing of it is kept. Or if the file system refuses.
+    pub fn finish_pieces(
+        &self,
+        id: &BlobId,
+        sender: &str,
+    ) -> Result<Option<Finished>, UnfinishedError> {
+        let unfinished = match self.request(id, sender) {
+            Err(UnfinishedError::NotBegun) if self.is_there(id)?.is_some() => return Ok(None),
+            unfinished => unfinished?,
+        };
+        // From here on, nothing is written to it.
+        let _quiet = unfinished.writing.write().expect("BUG: no one panics with this lock");
+        unfinished.check_whole()?;
+        unfinished.hash_ahead(u64::MAX)?;
+        let actual = {
+            let mut hashed = unfinished.hashed.lock().expect("BUG: no one panics with this lock");
+            Digest::from_bytes(std::mem::take(&mut *hashed).hasher.finalize().into())
+        };
+        let Some(ticket) = unfinished.state().ticket.take() else {
+            return Err(UnfinishedError::NotBegun);
+        };
+        // From here on, it has ended, however that goes.
+        self.unfinished.map().remove(id);
+        if actual != id.digest {
+            self.remove_unfinished(id)?;
+            return Err(UnfinishedError::WrongBlob);
+        }
+        let sent_bytes = unfinished.state().sent_bytes;
+        Ok(Some(Finished { received: self.publish_pieces(&unfinished.part, ticket)?, sent_bytes }))
+    }
+
+    /// Gives a blob up that this sender has begun, and removes what has come of it.
+    ///
+    /// # Errors
+    /// If it has not begun it, or the file cannot be removed.
+    pub fn abandon_pieces(&self, id: &BlobId, sender: &str) -> Result<(), UnfinishedError> {
+        let unfinished = self.request(id, sender)?;
+        // From here on, nothing is written to it.
+        let _quiet = unfinished.writing.write().expect("BUG: no one panics with this lock");
+        let ticket = unfinished.state().ticket.take();
+        self.unfinished.map().remove(id);
+        self.remove_unfinished(id)?;
+        drop(ticket);
+        Ok(())
+    }
+
+    fn publish_pieces(&self, part: &PartFile, mut ticket: Ticket) -> Result<Received, DiskError> {
+        let size_bytes = ticket.id.size_bytes;
+        if part.len()? != size_bytes {
+            part.set_len(size_bytes)?;
+        }
+        let start = Instant::now();
+        if self.options.durability == Durability::Full {
+            part.sync()?;
+        }
+        let synced = start.elapsed();
+        ticket.publish(|file| part.publish(file))?;
+        let start = Instant::now();
+        ticket.sync_name()?;
+        Ok(Received { synced: synced + start.elapsed() })
+    }
+
+    /// The blob that this sender has begun.
+    fn request(&self, id: &BlobId, sender: &str) -> Result<Request, UnfinishedError> {
+        // Held until it counts as active: what is silent may be given up at any moment.
+        let all = self.unfinished.map();
+        let unfinished = all.get(id).ok_or(UnfinishedError::NotBegun)?;
+        {
+            let mut state = unfinished.state();
+            if state.sender != sender || state.ticket.is_none() {
+                return Err(UnfinishedError::NotBegun);
+            }
+            state.seen = Instant::now();
+            unfinished.active.fetch_add(1, Relaxed);
+        }
+        Ok(Request(unfinished.clone()))
+    }
+
+    /// Gives up the right to blobs whose senders are silent: others may send them. What has come of them
+    /// is kept.
+    pub fn give_up_silent(&self) {
+        let silent = |unfinished: &Unfinished| {
+            unfinished.active.load(Relaxed) == 0 && unfinished.state().seen.elapsed() >= SILENT_FOR
+        };
+        self.unfinished.map().retain(|_, unfinished| {
+            let gone = silent(unfinished);
+            if gone && unfinished.found_bytes == 0 && unfinished.state().right.is_empty() {
+                // Not even a beginning. What cannot be removed expires.
+                let _ = self.remove_unfinished(&unfinished.id);
+            }
+            !gone
+        });
+    }
+
+    /// Gives up all of them: nobody is served any more. Each has a hold on the store, which is not closed
+    /// before that.
+    pub fn give_up_all(&self) {
+        let all = std::mem::take(&mut *self.unfinished.map());
+        // Not under the lock: the last one may close the store.
+        drop(all);
+    }
+
+    /// Whether any blob is being sent in pieces.
+    pub fn has_unfinished(&self) -> bool {
+        !self.unfinished.map().is_empty()
+    }
+
+    /// Removes what has come of blobs that nobody has gone on with for this long. Returns how many.
+    ///
+    /// # Errors
+    /// If they cannot be listed or removed.
+    pub fn forget_unfinished(&self, idle: Duration) -> Result<u64, DiskError> {
+        let (dir, now) = (self.layout.uploading(), SystemTime::now());
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
+            let entry = entry.on("list", &dir)?;
+            let Some(id) = entry.file_name().to_str().and_then(Layout::unfinished_id) else {
+                continue;
+            };
+            let path = entry.path();
+            let written = match entry.metadata() {
+                Ok(found) => found.modified().on("look at", &path)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).on("look at", &path),
+            };
+            // Nobody may begin with it meanwhile.
+            let all = self.unfinished.map();
+            if !all.contains_key(&id) && now.duration_since(written).is_ok_and(|age| age >= idle) {
+                self.remove_unfinished(&id)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn remove_unfinished(&self, id: &BlobId) -> Result<(), DiskError> {
+        match remove_file(&self.layout.unfinished(id)) {
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+}
+
+impl Unfinished {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("BUG: no one panics with this lock")
+    }
+
+    fn check(&self, range: &Range<u64>) -> Result<(), UnfinishedError> {
+        let size_bytes = self.id.size_bytes;
+        if range.end <= size_bytes {
+            return Ok(());
+        }
+        Err(UnfinishedError::Outside { offset: range.start, end: range.end, size_bytes })
+    }
+
+    /// Whether this chunk is in place.
+    fn has(
+        &self,
+        range: &Range<u64>,
+        id: &ChunkId,
+        buffer: &mut Vec<u8>,
+    ) -> Result<bool, UnfinishedError> {
+        let is_right = {
+            let state = self.state();
+            if state.reserved.overlaps(range) {
+                return Ok(false);
+            }
+            state.right.gaps(range).next().is_none()
+        };
+        if !is_right && range.end > self.found_bytes {
+            return Ok(false);
+        }
+        buffer.resize((range.end - range.start) as usize, 0);
+        let is_it = self.part.read_at(range.start, buffer)? && ChunkId::of(buffer) == *id;
+        if is_right && !is_it {
+            return Err(UnfinishedError::Conflict { offset: range.start, end: range.end });
+        }
+        if is_it && !is_right {
+            let mut state = self.state();
+            // Somebody may have begun to write there since.
+            if state.reserved.overlaps(range) {
+                return Ok(false);
+            }
+            state.is_right(range.clone());
+        }
+        Ok(is_it)
+    }
+
+    /// Writes what has been verified to its place. What is right already is never written again: it may
+    /// have been hashed.
+    fn put(&self, offset: u64, content: &[u8]) -> Result<(), UnfinishedError> {
+        let _writing = self.writing.read().expect("BUG: no one panics with this lock");
+        let whole = range(offset, content.len() as u64);
+        let conflict = || UnfinishedError::Conflict { offset: whole.start, end: whole.end };
+        let (there, gaps): (Vec<_>, Vec<_>) = {
+            let mut state = self.state();
+            if state.ticket.is_none() {
+                return Err(UnfinishedError::NotBegun);
+            }
+            if state.reserved.overlaps(&whole) {
+                return Err(conflict());
+            }
+            state.reserved.insert(whole.clone());
+            (state.right.overlapping(&whole).cloned().collect(), state.right.gaps(&whole).collect())
+        };
+        let part_of = |range: &Range<u64>| {
+            &content[(range.start - offset) as usize..(range.end - offset) as usize]
+        };
+        let write = || {
+            for range in there {
+                let range = range.start.max(whole.start)..range.end.min(whole.end);
+                let mut found = vec![0; (range.end - range.start) as usize];
+                if !self.part.read_at(range.start, &mut found)? || found != part_of(&range) {
+                    return Err(conflict());
+                }
+            }
+            for gap in &gaps {
+                self.part.write_at(gap.start, part_of(gap))?;
+            }
+            Ok(())
+        };
+        let written = write();
+        let mut state = self.state();
+        state.reserved.remove(whole.clone());
+        written?;
+        state.is_right(whole);
+        Ok(())
+    }
+
+    fn check_whole(&self) -> Result<(), UnfinishedError> {
+        let state = self.state();
+        let whole = 0..self.id.size_bytes;
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let gaps: Vec<_> = state.right.gaps(&whole).collect();
+        let missing_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
+        match gaps.first() {
+            None => Ok(()),
+            Some(first) => Err(UnfinishedError::Incomplete { missing_bytes, first: first.start }),
+        }
+    }
+
+    /// Hashes on with the beginning of the blob, as far as it is right, and so many bytes at most; nothing
+    /// if somebody else is at it and it need not be all of it.
+    fn hash_ahead(&self, max_bytes: u64) -> Result<(), UnfinishedError> {
+        let mut hashed = if max_bytes == u64::MAX {
+            self.hashed.lock().expect("BUG: no one panics with this lock")
+        } else {
+            match self.hashed.try_lock() {
+                Ok(hashed) => hashed,
+                Err(_) => return Ok(()),
+            }
+        };
+        let until = self.state().right.get(&0).map_or(0, |range| range.end);
+        let until = until.min(hashed.bytes.saturating_add(max_bytes));
+        let mut buffer = vec![0; PIECE_BYTES.min((until - hashed.bytes.min(until)) as usize)];
+        while hashed.bytes < until {
+            let count = buffer.len().min((until - hashed.bytes) as usize);
+            if !self.part.read_at(hashed.bytes, &mut buffer[..count])? {
+                let gone =
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "somebody has cut it short");
+                return Err(DiskError {
+                    op: "read all of",
+                    path: PathBuf::from(self.id.to_string()),
+                    source: gone,
+                }
+                .into());
+            }
+            hashed.hasher.update(&buffer[..count]);
+            hashed.bytes += count as u64;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// So much is in place, and right.
+    fn is_right(&mut self, range: Range<u64>) {
+        let new: u64 = self.right.gaps(&range).map(|gap| gap.end - gap.start).sum();
+        self.right.insert(range);
+        if let Some(ticket) = &mut self.ticket {
+            ticket.wrote(new);
+        }
+    }
+}
+
+/// A stored blob that chunks are read from: the last one is kept open.
+#[derive(Default)]
+struct Source(Option<(BlobId, File)>);
+
+impl Source {
+    /// Whether so much could be read from there.
+    fn read(&mut self, store: &Store, place: &Place, buffer: &mut [u8]) -> bool {
+        if self.0.as_ref().is_none_or(|(id, _)| *id != place.blob) {
+            self.0 =
+                File::open(store.layout.blob(&place.blob).1).ok().map(|file| (place.blob, file));
+        }
+        let Some((_, file)) = &self.0 else { return false };
+        read_at(file, place.offset, buffer).unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+//! What may be said about pieces, and what comes of it.
+
+use std::{path::Path, sync::Arc};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{chunks::Chunker, domain::BlobStatus, store::Options, store::Work};
+
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+}
+
+fn id_of(content: &[u8]) -> BlobId {
+    let digest = Digest::from_bytes(Sha256::digest(content).into());
+    BlobId { digest, size_bytes: content.len() as u64 }
+}
+
+fn chunk(content: &[u8]) -> Chunk {
+    Chunk { id: ChunkId::of(content), size_bytes: content.len() as u32 }
+}
+
+fn open(dir: &Path) -> Arc<Store> {
+    Store::open(dir, Options::default()).unwrap()
+}
+
+fn begin(store: &Arc<Store>, id: BlobId) -> bool {
+    match store.begin_pieces(id, "me").unwrap() {
+        BeginPieces::Begun { resumable } => resumable,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn put(store: &Store, id: &BlobId, offset: usize, content: &[u8]) -> Result<(), UnfinishedError> {
+    store.put_chunk(id, "me", offset as u64, &chunk(content), content)
+}
+
+fn recipe(content: &[u8]) -> Vec<Chunk> {
+    let (mut chunker, mut chunks) = (Chunker::new(content), Vec::new());
+    while let Some((chunk, _)) = chunker.next_chunk().unwrap() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+fn stored(store: &Store, id: &BlobId) -> Vec<u8> {
+    std::fs::read(store.layout.blob(id).1).unwrap()
+}
+
+#[test]
+fn pieces_in_any_order_become_the_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = noise(100_000, 1);
+    let id = id_of(&content);
+    assert!(!begin(&store, id));
+    assert_eq!(store.status(&id).unwrap(), BlobStatus::Uploading);
+    for offset in [60_000, 0, 40_000, 80_000] {
+        put(&store, &id, offset, &content[offset..offset + 20_000]).unwrap();
+    }
+    let error = store.finish_pieces(&id, "me").unwrap_err();
+    assert!(matches!(error, UnfinishedError::Incomplete { missing_bytes: 20_000, first: 20_000 }));
+    put(&store, &id, 20_000, &content[20_000..40_000]).unwrap();
+    store.finish_pieces(&id, "me").unwrap().unwrap();
+    assert_eq!(stored(&store, &id), content);
+    assert_eq!(store.status(&id).unwrap(), BlobStatus::Stored);
+    assert!(std::fs::metadata(store.layout.blob(&id).1).unwrap().permissions().readonly());
+    assert!(matches!(store.begin_pieces(id, "me").unwrap(), BeginPieces::Stored));
+    // The answer was lost.
+    assert!(store.finish_pieces(&id, "me").unwrap().is_none());
+    assert_eq!(std::fs::read_dir(store.layout.uploading()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_empty_blob_has_no_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let id = id_of(b"");
+    begin(&store, id);
+    store.finish_pieces(&id, "me").unwrap().unwrap();
+    assert_eq!(stored(&store, &id), b"");
+}
+
+#[test]
+fn what_has_come_survives_a_restart_and_is_looked_at_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = noise(300_000, 1);
+    let (id, all) = (id_of(&content), recipe(&content));
+    let store = open(dir.path());
+    begin(&store, id);
+    assert_eq!(store.lay_chunks(&id, "me", 0, &all).unwrap().missing.len(), all.len());
+    put(&store, &id, 0, &content[..200_000]).unwrap();
+    store.give_up_all();
+    let part = PartFile::open(store.layout.unfinished(&id)).unwrap();
+    drop(store);
+    // What a power cut does to a file that was not synced.
+    part.write_at(50_000, &[0; 100]).unwrap();
+    drop(part);
+    let store = open(dir.path());
+    assert!(begin(&store, id));
+    assert!(matches!(store.finish_pieces(&id, "me"), Err(UnfinishedError::Incomplete { .. })));
+    let laid = store.lay_chunks(&id, "me", 0, &all).unwrap();
+    let mut offset = 0usize;
+    let mut expected = Vec::new();
+    for (place, chunk) in (0u32..).zip(&all) {
+        let end = offset + chunk.size_bytes as usize;
+        if end > 200_000 || (offset < 50_100 && end > 50_000) {
+            expected.push((place, offset, end));
+        }
+        offset = end;
+    }
+    assert_eq!(laid.missing, expected.iter().map(|(place, ..)| *place).collect::<Vec<_>>());
+    for (_, begin, end) in expected {
+        put(&store, &id, begin, &content[begin..end]).unwrap();
+    }
+    store.finish_pieces(&id, "me").unwrap().unwrap();
+    assert_eq!(stored(&store, &id), content);
+}
+
+#[test]
+fn chunks_of_what_is_stored_need_not_be_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let before = noise(600_000, 1);
+    let mut after = before.clone();
+    after.splice(1000..1000, *b"inserted");
+    let Ok(Begin::Receive(ticket)) = store.begin(id_of(&before)) else { panic!() };
+    ticket.receive(&mut &before[..]).unwrap();
+    store.index(&Work::default()).unwrap();
+    let (id, all) = (id_of(&after), recipe(&after));
+    begin(&store, id);
+    let laid = store.lay_chunks(&id, "me", 0, &all).unwrap();
+    assert!(laid.missing.len() <= 3, "{:?}", laid.missing);
+    // What it is made of may go: it has its own copy by now.
+    std::fs::remove_file(store.layout.blob(&id_of(&before)).1).unwrap();
+    let mut offset = 0;
+    for (place, chunk) in (0u32..).zip(&all) {
+        let end = offset + chunk.size_bytes as usize;
+        if laid.missing.contains(&place) {
+            put(&store, &id, offset, &after[offset..end]).unwrap();
+        }
+        offset = end;
+    }
+    store.finish_pieces(&id, "me").unwrap().unwrap();
+    assert_eq!(stored(&store, &id), after);
+}
+
+#[test]
+fn what_has_changed_where_the_index_says_it_is_counts_as_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = noise(300_000, 1);
+    let Ok(Begin::Receive(ticket)) = store.begin(id_of(&content)) else { panic!() };
+    ticket.receive(&mut &content[..]).unwrap();
+    store.index(&Work::default()).unwrap();
+    let file = store.layout.blob(&id_of(&content)).1;
+    let mut rotten = content.clone();
+    rotten[100_000] ^= 1;
+    // Root may write what is read-only; others may rename.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, &rotten).unwrap();
+    let after = [&content[..], b"more"].concat();
+    let (id, all) = (id_of(&after), recipe(&after));
+    begin(&store, id);
+    let missing = store.lay_chunks(&id, "me", 0, &all).unwrap().missing;
+    let mut end = 0;
+    let bad = all.iter().position(|chunk| {
+        end += chunk.size_bytes;
+        end > 100_000
+    });
+    assert!(missing.contains(&(bad.unwrap() as u32)) && missing.len() <= 3, "{missing:?}");
+    std::fs::remove_file(&file).unwrap();
+    let after = [&content[..], b"other"].concat();
+    begin(&store, id_of(&after));
+    let missing = store.lay_chunks(&id_of(&after), "me", 0, &recipe(&after)).unwrap().missing;
+    assert_eq!(missing.len(), recipe(&after).len());
+}
+
+#[test]
+fn lies_are_refused_and_publish_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (a, b) = (noise(10_000, 1), noise(10_000, 2));
+    let content = [&a[..], &b[..]].concat();
+    let id = id_of(&content);
+    assert!(matches!(put(&store, &id, 0, &a), Err(UnfinishedError::NotBegun)));
+    begin(&store, id);
+    let wrong = store.put_chunk(&id, "me", 0, &chunk(&a), &b);
+    assert!(matches!(wrong, Err(UnfinishedError::WrongChunk { offset: 0 })));
+    let short = store.put_chunk(&id, "me", 0, &chunk(&a), &a[..9_999]);
+    assert!(matches!(short, Err(UnfinishedError::WrongChunk { .. })));
+    for offset in [10_001, u64::MAX, u64::MAX - 5_000] {
+        let outside = store.put_chunk(&id, "me", offset, &chunk(&a), &a);
+        assert!(matches!(outside, Err(UnfinishedError::Outside { .. })), "{offset}");
+        let outside = store.lay_chunks(&id, "me", offset, &[chunk(&a)]);
+        assert!(matches!(outside, Err(UnfinishedError::Outside { .. })), "{offset}");
+    }
+    assert!(matches!(
+        store.put_chunk(&id, "another", 0, &chunk(&a), &a),
+        Err(UnfinishedError::NotBegun)
+    ));
+    assert!(matches!(store.begin_pieces(id, "another").unwrap(), BeginPieces::Busy(_)));
+    // The right chunks in the wrong order.
+    put(&store, &id, 0, &b).unwrap();
+    put(&store, &id, 10_000, &a).unwrap();
+    // What is right once never changes again.
+    assert!(matches!(put(&store, &id, 0, &a), Err(UnfinishedError::Conflict { .. })));
+    assert!(matches!(put(&store, &id, 5_000, &a), Err(UnfinishedError::Conflict { .. })));
+    assert!(matches!(
+        store.lay_chunks(&id, "me", 0, &[chunk(&a)]),
+        Err(UnfinishedError::Conflict { .. })
+    ));
+    put(&store, &id, 0, &b).unwrap();
+    let overlapping = [&b[5_000..], &a[..5_000]].concat();
+    put(&store, &id, 5_000, &overlapping).unwrap();
+    let error = store.finish_pieces(&id, "me").unwrap_err();
+    assert!(matches!(error, UnfinishedError::WrongBlob));
+    // Not even what it is instead: that would be a way to learn what is in chunks of others.
+    let other = id_of(&[&b[..], &a[..]].concat());
+    assert!(!error.to_string().contains(&other.digest.to_string()[..8]));
+    assert_eq!(store.status(&id).unwrap(), BlobStatus::Unknown);
+    assert_eq!(store.status(&other).unwrap(), BlobStatus::Unknown);
+    assert_eq!(std::fs::read_dir(store.layout.uploading()).unwrap().count(), 0);
+    assert!(!begin(&store, id), "it begins anew");
+}
+
+#[test]
+fn who_is_silent_gives_way_and_what_has_come_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = noise(20_000, 1);
+    let (id, empty) = (id_of(&content), id_of(b"never sent"));
+    begin(&store, id);
+    begin(&store, empty);
+    put(&store, &id, 0, &content[..10_000]).unwrap();
+    store.give_up_silent();
+    assert_eq!(store.status(&id).unwrap(), BlobStatus::Uploading);
+    let long_ago = Instant::now().checked_sub(SILENT_FOR).unwrap();
+    for unfinished in store.unfinished.map().values() {
+        unfinished.state().seen = long_ago;
+    }
+    store.give_up_silent();
+    assert!(!store.has_unfinished());
+    assert_eq!(store.status(&id).unwrap(), BlobStatus::Unknown);
+    assert!(matches!(put(&store, &id, 10_000, &content[10_000..]), Err(UnfinishedError::NotBegun)));
+    assert!(!store.layout.unfinished(&empty).exists());
+    let begun = store.begin_pieces(id, "another").unwrap();
+    assert!(matches!(begun, BeginPieces::Begun { resumable: true }));
+    // One that is being sent does not expire.
+    assert_eq!(store.forget_unfinished(Duration::ZERO).unwrap(), 0);
+    store.give_up_all();
+    assert_eq!(store.forget_unfinished(Duration::from_secs(3600)).unwrap(), 0);
+    assert_eq!(store.forget_unfinished(Duration::ZERO).unwrap(), 1);
+    assert!(!store.layout.unfinished(&id).exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Whatever is said in whatever order: what is stored is what its name says.
+    #[test]
+    fn nothing_but_the_blob_is_ever_published(
+        steps in prop::collection::vec((0u8..4, 0usize..8, 0usize..8, 1usize..4), 1..40)
+    ) {
+        const PIECE: usize = 1000;
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let content = noise(8 * PIECE, 7);
+        let id = id_of(&content);
+        begin(&store, id);
+        for (what, from, to, count) in steps {
+            let piece = &content[from * PIECE..(from * PIECE + count * PIECE).min(content.len())];
+            match what {
+                // Mostly the truth.
+                0 => drop(put(&store, &id, from * PIECE, piece)),
+                1 => drop(put(&store, &id, to * PIECE, piece)),
+                2 => drop(store.lay_chunks(&id, "me", (to * PIECE) as u64, &[chunk(piece)])),
+                _ => {
+                    let finished = store.finish_pieces(&id, "me");
+                    let there = store.status(&id).unwrap() == BlobStatus::Stored;
+                    prop_assert_eq!(finished.is_ok(), there);
+                    if there {
+                        prop_assert_eq!(&stored(&store, &id), &content);
+                    } else {
+                        begin(&store, id);
+                    }
+                }
+            }
+        }
+        // And it can always be sent whole.
+        store.give_up_all();
+        if let Ok(Begin::Receive(ticket)) = store.begin(id) {
+            ticket.receive(&mut &content[..]).unwrap();
+        }
+        prop_assert_eq!(&stored(&store, &id), &content);
+    }
+}
