@@ -20,11 +20,13 @@ use crate::{
 pub struct ApiError {
     status: StatusCode,
     message: String,
+    /// The body of the request did not come to its end.
+    broke_off: bool,
 }
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), broke_off: false }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -33,6 +35,11 @@ impl ApiError {
 
     pub(super) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// Whether it is for want of a body that came to its end.
+    pub(super) fn is_about_the_line(&self) -> bool {
+        self.broke_off
     }
 
     pub(super) fn message(&self) -> &str {
@@ -99,10 +106,11 @@ impl From<ReceiveError> for ApiError {
 
 impl From<BodyError> for ApiError {
     fn from(error: BodyError) -> Self {
-        match error {
-            BodyError::Silent(_) => Self::new(StatusCode::REQUEST_TIMEOUT, error.to_string()),
-            BodyError::Broken(_) => Self::bad_request(error.to_string()),
-        }
+        let status = match error {
+            BodyError::Silent(_) => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+        };
+        Self { broke_off: true, ..Self::new(status, error.to_string()) }
     }
 }
 

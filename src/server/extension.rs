@@ -368,10 +368,38 @@ async fn chunks(
 ) -> Result<StatusCode, ApiError> {
     let NamedBlob(id) = blob?;
     let sender = sender(&headers)?;
-    let store = app.store.clone();
+    let watch = CutOff { app: &app, id, sender: Some(&sender) };
+    let (store, from) = (app.store.clone(), sender.clone());
     let limit = MAX_CHUNKS_BYTES + CHUNK_HEAD_BYTES as u64;
-    read_frames(&app, body, limit, move |body| take_chunks(&store, &id, &sender, body)).await?;
+    let taken = read_frames(&app, body, limit, move |body| take_chunks(&store, &id, &from, body));
+    let result = taken.await;
+    // A body that was whole, whatever was in it, came from somebody who is there.
+    if !matches!(&result, Err(error) if error.is_about_the_line()) {
+        watch.is_there();
+    }
+    result?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Tells the store that a sender is gone, also if that is why its request is dropped.
+struct CutOff<'a> {
+    app: &'a App,
+    id: BlobId,
+    sender: Option<&'a str>,
+}
+
+impl CutOff<'_> {
+    fn is_there(mut self) {
+        self.sender = None;
+    }
+}
+
+impl Drop for CutOff<'_> {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender {
+            self.app.store.sender_broke_off(&self.id, sender);
+        }
+    }
 }
 
 fn take_chunks(

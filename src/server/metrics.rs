@@ -422,6 +422,18 @@ impl Collector for Content {
                 gauge.encode(encoder.encode_descriptor(name, text, unit, kind)?)?;
             }
         }
+        if self.0.indexes_chunks() {
+            let indexed = self.0.indexed();
+            let behind = indexed.waiting + u64::from(!indexed.complete);
+            for (name, text, value) in [
+                ("chunk_index_blobs", "Blobs whose chunks are known", indexed.blobs),
+                ("chunk_index_behind", "What waits for that; 0 when all are known", behind),
+            ] {
+                let gauge = ConstGauge::new(value);
+                let kind = gauge.metric_type();
+                gauge.encode(encoder.encode_descriptor(name, text, None, kind)?)?;
+            }
+        }
         let bytes = Some(&Unit::Bytes);
         for (name, text, unit, value) in [
             (

@@ -68,8 +68,12 @@ impl Store {
     pub fn manifest(&self, checkout: &CheckoutPath) -> Result<Manifest, ManifestError> {
         let dir = self.layout.checkout(checkout);
         for _ in 0..TRIES {
-            if !self.is_checkout(checkout)? {
-                return Err(ManifestError::Unknown(checkout.clone()));
+            match self.is_checkout(checkout) {
+                Ok(true) => {}
+                Ok(false) => return Err(ManifestError::Unknown(checkout.clone())),
+                // It went while it was looked at; another one may be there already.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
             }
             let read = (|| {
                 let before = identity(&dir)?;

@@ -153,6 +153,8 @@ struct Unfinished {
 struct State {
     sender: String,
     seen: Instant,
+    /// Its connection has broken since.
+    is_cut_off: bool,
     /// What has been seen to be right.
     right: RangeSet<u64>,
     /// What is being written.
@@ -208,7 +210,7 @@ impl Store {
                 unfinished.active.load(Relaxed) == 0 && state.seen.elapsed() >= SILENT_FOR;
             if state.ticket.is_some() && (state.sender == sender || is_free) {
                 sender.clone_into(&mut state.sender);
-                state.seen = Instant::now();
+                state.is_seen();
                 return Ok(BeginPieces::Begun { resumable: true });
             }
         }
@@ -231,6 +233,7 @@ impl Store {
         let state = State {
             sender: sender.to_owned(),
             seen: Instant::now(),
+            is_cut_off: false,
             right: RangeSet::new(),
             reserved: RangeSet::new(),
             sent_bytes: 0,
@@ -408,7 +411,7 @@ impl Store {
             if state.sender != sender || state.ticket.is_none() {
                 return Err(UnfinishedError::NotBegun);
             }
-            state.seen = Instant::now();
+            state.is_seen();
             unfinished.active.fetch_add(1, Relaxed);
         }
         Ok(Request(unfinished.clone()))
@@ -418,7 +421,7 @@ impl Store {
     /// is kept.
     pub fn give_up_silent(&self) {
         let silent = |unfinished: &Unfinished| {
-            unfinished.active.load(Relaxed) == 0 && unfinished.state().seen.elapsed() >= SILENT_FOR
+            unfinished.active.load(Relaxed) == 0 && unfinished.state().is_silent()
         };
         self.unfinished.map().retain(|_, unfinished| {
             let gone = silent(unfinished);
@@ -436,6 +439,16 @@ impl Store {
         let all = std::mem::take(&mut *self.unfinished.map());
         // Not under the lock: the last one may close the store.
         drop(all);
+    }
+
+    /// Notes that the connection of a sender has broken: another one need not wait for it.
+    pub fn sender_broke_off(&self, id: &BlobId, sender: &str) {
+        if let Some(unfinished) = self.unfinished.map().get(id) {
+            let mut state = unfinished.state();
+            if state.sender == sender {
+                state.is_cut_off = true;
+            }
+        }
     }
 
     /// Whether any blob is being sent in pieces.
@@ -614,6 +627,15 @@ impl Unfinished {
 }
 
 impl State {
+    fn is_seen(&mut self) {
+        (self.seen, self.is_cut_off) = (Instant::now(), false);
+    }
+
+    /// Whether others need not wait for the sender any more.
+    fn is_silent(&self) -> bool {
+        self.is_cut_off || self.seen.elapsed() >= SILENT_FOR
+    }
+
     /// So much is in place, and right.
     fn is_right(&mut self, range: Range<u64>) {
         let new: u64 = self.right.gaps(&range).map(|gap| gap.end - gap.start).sum();

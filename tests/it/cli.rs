@@ -74,7 +74,7 @@ impl Home {
     }
 }
 
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 18] = [
     "already_stored_files",
     "bytes",
     "cached_files",
@@ -84,8 +84,12 @@ const FIELDS: [&str; 14] = [
     "elapsed_ms",
     "files",
     "hashed_files",
+    "mode",
+    "modes",
     "retries",
+    "reused_bytes",
     "schema",
+    "sent_bytes",
     "skipped",
     "uploaded_bytes",
     "uploaded_files",

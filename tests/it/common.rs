@@ -200,7 +200,30 @@ impl TestServer {
 
     /// How many uploads have left something behind.
     pub fn temp_files(&self) -> usize {
-        fs::read_dir(self.storage().join("file-store/uploading")).unwrap().count()
+        self.uploading(|name| !name.ends_with(".farmhand-part"))
+    }
+
+    /// How many blobs have come in part.
+    pub fn unfinished(&self) -> usize {
+        self.uploading(|name| name.ends_with(".farmhand-part"))
+    }
+
+    fn uploading(&self, is_meant: impl Fn(&str) -> bool) -> usize {
+        let entries = fs::read_dir(self.storage().join("file-store/uploading")).unwrap();
+        entries.filter(|entry| is_meant(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
+    }
+
+    /// Waits until the chunks of all that is stored are known.
+    pub fn until_indexed(&self, blobs: u64) {
+        until(|| {
+            let text = self.connect().get("/metrics").body;
+            let text = String::from_utf8(text).unwrap();
+            let value = |name: &str| {
+                let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+                line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
+            };
+            value("farmhand_chunk_index_blobs ") == blobs && value("farmhand_chunk_index_behind ") == 0
+        });
     }
 }
 

@@ -42,7 +42,9 @@ fn a_limit_is_kept() {
         .unwrap();
     // Three MiB, less what may go at once at first and what is paid for afterwards.
     assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
-    assert_eq!((report.uploaded_bytes, line.sent_bytes()), (3 * MIB, 3 * MIB));
+    assert_eq!((report.uploaded_bytes, report.sent_bytes), (3 * MIB, line.sent_bytes()));
+    // Some go together, and have heads.
+    assert!((3 * MIB..3 * MIB + 10_000).contains(&line.sent_bytes()), "{}", line.sent_bytes());
     assert_eq!((line.rate(), line.uploads()), (Some(4 * MIB), vec![]));
 }
 

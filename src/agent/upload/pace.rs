@@ -96,6 +96,11 @@ impl Pace {
     fn measured(&mut self, speed: f64) {
         let before = std::mem::replace(&mut self.before, speed);
         match self.trying {
+            // It is another server now, or another line: what was found out before says nothing.
+            Trying::Rest(_) if before > 0.0 && !(0.5..2.0).contains(&(speed / before)) => {
+                self.rest = REST_MIN;
+                self.try_one();
+            }
             Trying::Rest(0) => self.try_one(),
             Trying::Rest(left) => self.trying = Trying::Rest(left - 1),
             Trying::More if speed > before * (1.0 + 0.5 / (self.width - 1) as f64) => {

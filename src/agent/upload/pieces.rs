@@ -28,8 +28,8 @@ use crate::{
     wire::{Run, write_chunk, write_recipe},
 };
 
-/// How long a piece is that nobody has looked for: the longest there is.
-const PIECE_BYTES: u64 = crate::domain::MAX_CHUNK_BYTES as u64;
+/// How long a piece is that nobody has looked for, in bytes: what is lost with a connection is less.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// How much of a blob goes with one recipe, and with one request at most, in bytes.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -38,7 +38,7 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 const SEGMENTS_AT_ONCE: usize = 3;
 
 /// How many frames are read ahead of the connection.
-const FRAMES_AHEAD: usize = 2;
+const FRAMES_AHEAD: usize = 4;
 
 /// A file that had this content when it was scanned.
 pub(super) struct Source<'a> {

@@ -191,6 +191,7 @@ impl Counted {
     }
 }
 
+#[derive(Debug)]
 pub(super) enum ReadError {
     /// It is not, or no longer, the file that was hashed.
     Changed,
