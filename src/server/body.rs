@@ -129,26 +129,48 @@ pub(super) async fn next_piece(
     }
 }
 
-/// Sends pieces to a [`PieceReader`] on another thread.
-pub(super) type PieceSender = mpsc::Sender<Bytes>;
+/// What a [`PieceReader`] gets.
+enum Piece {
+    Data(Bytes),
+    /// The body was whole.
+    End,
+}
 
-/// A body as blocking code reads it. If the sender is dropped, it ends.
+/// Sends pieces to a [`PieceReader`] on another thread.
+pub(super) struct PieceSender(mpsc::Sender<Piece>);
+
+impl PieceSender {
+    /// Hands one on, when there is room. Whether anybody wants it.
+    pub async fn send(&self, data: Bytes) -> bool {
+        self.0.send(Piece::Data(data)).await.is_ok()
+    }
+
+    /// The body has come to its end. Whoever drops this without that has the reader see that it broke off.
+    pub async fn end(self) {
+        // A reader that has seen enough need not know.
+        let _ = self.0.send(Piece::End).await;
+    }
+}
+
+/// A body as blocking code reads it.
 pub(super) struct PieceReader {
-    pieces: mpsc::Receiver<Bytes>,
+    pieces: mpsc::Receiver<Piece>,
     piece: Bytes,
+    at_end: bool,
 }
 
 pub(super) fn pieces() -> (PieceSender, PieceReader) {
     let (sender, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
-    (sender, PieceReader { pieces, piece: Bytes::new() })
+    (PieceSender(sender), PieceReader { pieces, piece: Bytes::new(), at_end: false })
 }
 
 impl BufRead for PieceReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.piece.is_empty() {
+        while self.piece.is_empty() && !self.at_end {
             match self.pieces.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => break,
+                Some(Piece::Data(piece)) => self.piece = piece,
+                Some(Piece::End) => self.at_end = true,
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
         Ok(&self.piece)

@@ -157,10 +157,11 @@ async fn read_frames<T: Send + 'static>(
                 return Err(too_long(limit));
             }
             // The reader has seen enough; what it says is the answer.
-            if pieces.send(piece).await.is_err() {
-                break;
+            if !pieces.send(piece).await {
+                return Ok(());
             }
         }
+        pieces.end().await;
         Ok::<_, ApiError>(())
     };
     let (read, fed) = tokio::join!(reading, feeding);

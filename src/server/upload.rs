@@ -188,10 +188,11 @@ async fn store(
             *bytes += piece.len() as u64;
             app.metrics.received_bytes.inc_by(piece.len() as u64);
             // The receiver has seen enough; what it says is the answer.
-            if sender.send(piece).await.is_err() {
-                break;
+            if !sender.send(piece).await {
+                return Ok(());
             }
         }
+        sender.end().await;
         Ok::<_, ApiError>(())
     };
     let (received, fed) = tokio::join!(receiving, feeding);

@@ -204,6 +204,9 @@ impl Store {
         sender: &str,
     ) -> Result<BeginPieces, UnfinishedError> {
         self.give_up_silent();
+        if self.is_stored_meanwhile(&id)? {
+            return Ok(BeginPieces::Stored);
+        }
         if let Some(unfinished) = self.unfinished.map().get(&id).cloned() {
             let mut state = unfinished.state();
             let is_free =
@@ -346,7 +349,7 @@ impl Store {
         sender: &str,
     ) -> Result<Option<Finished>, UnfinishedError> {
         let unfinished = match self.request(id, sender) {
-            Err(UnfinishedError::NotBegun) if self.is_there(id)?.is_some() => return Ok(None),
+            _ if self.is_stored_meanwhile(id)? => return Ok(None),
             unfinished => unfinished?,
         };
         // From here on, nothing is written to it.
@@ -368,6 +371,21 @@ impl Store {
         }
         let sent_bytes = unfinished.state().sent_bytes;
         Ok(Some(Finished { received: self.publish_pieces(&unfinished.part, ticket)?, sent_bytes }))
+    }
+
+    /// Whether somebody has stored a blob that is being sent in pieces, or was: then nobody need go on.
+    fn is_stored_meanwhile(&self, id: &BlobId) -> Result<bool, DiskError> {
+        if self.is_there(id)?.is_none() {
+            return Ok(false);
+        }
+        let unfinished = self.unfinished.map().remove(id);
+        if let Some(unfinished) = unfinished {
+            let _quiet = unfinished.writing.write().expect("BUG: no one panics with this lock");
+            let ticket = unfinished.state().ticket.take();
+            self.remove_unfinished(id)?;
+            drop(ticket);
+        }
+        Ok(true)
     }
 
     /// Gives a blob up that this sender has begun, and removes what has come of it.

@@ -38,7 +38,9 @@ pub fn address(content: &[u8]) -> String {
 
 /// Content that no other test has.
 pub fn random(size: usize) -> Vec<u8> {
-    std::iter::repeat_with(|| fastrand::u8(..)).take(size).collect()
+    let mut content = vec![0; size];
+    fastrand::fill(&mut content);
+    content
 }
 
 /// An element of `files`.
@@ -210,7 +212,9 @@ impl TestServer {
 
     fn uploading(&self, is_meant: impl Fn(&str) -> bool) -> usize {
         let entries = fs::read_dir(self.storage().join("file-store/uploading")).unwrap();
-        entries.filter(|entry| is_meant(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
+        entries
+            .filter(|entry| is_meant(entry.as_ref().unwrap().file_name().to_str().unwrap()))
+            .count()
     }
 
     /// Waits until the chunks of all that is stored are known.
@@ -222,7 +226,8 @@ impl TestServer {
                 let line = text.lines().find(|line| line.starts_with(name)).unwrap();
                 line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
             };
-            value("farmhand_chunk_index_blobs ") == blobs && value("farmhand_chunk_index_behind ") == 0
+            value("farmhand_chunk_index_blobs ") == blobs
+                && value("farmhand_chunk_index_behind ") == 0
         });
     }
 }

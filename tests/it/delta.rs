@@ -112,7 +112,11 @@ impl State {
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             if counts {
                 let sent = self.sent.fetch_add(count as u64, SeqCst) + count as u64;
-                if sent >= self.breaks_at.load(SeqCst) {
+                // One of several connections, and once.
+                let at = self.breaks_at.load(SeqCst);
+                if sent >= at
+                    && self.breaks_at.compare_exchange(at, u64::MAX, SeqCst, SeqCst).is_ok()
+                {
                     self.break_all();
                     return;
                 }
@@ -126,7 +130,6 @@ impl State {
     }
 
     fn break_all(&self) {
-        self.breaks_at.store(u64::MAX, SeqCst);
         *self.server.lock().unwrap() = None;
         for stream in self.connections.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
@@ -197,10 +200,9 @@ fn uncompressed(version: u32) -> Vec<u8> {
 /// An object was moved between the first two; the third and the fourth were sculpted on.
 #[test]
 fn a_scene_that_is_saved_again_sends_little() {
-    for (read, limits) in [
-        (uncompressed as fn(u32) -> Vec<u8>, [5.0, 50.0, 30.0]),
-        (resave, [10.0, 102.0, 90.0]),
-    ] {
+    for (read, limits) in
+        [(uncompressed as fn(u32) -> Vec<u8>, [5.0, 50.0, 30.0]), (resave, [10.0, 102.0, 90.0])]
+    {
         let mut pair = Pair::new(Delta::Always);
         pair.send(&read(0));
         for (version, limit) in (1..).zip(limits) {
@@ -279,7 +281,10 @@ fn what_compresses_is_compressed_where_the_line_is_slow() {
     let options = agent::Options { line, ..agent::Options::default() };
     let (report, sent) = pair.proxy.count(|| pair.client.sync_with(scan, options).unwrap());
     assert!(sent < 20 * MIB, "{sent}");
-    assert_eq!((report.mode(), pair.server.status(&large).as_str()), (Some(Mode::Pieces), "stored"));
+    assert_eq!(
+        (report.mode(), pair.server.status(&large).as_str()),
+        (Some(Mode::Pieces), "stored")
+    );
 }
 
 #[test]
@@ -390,18 +395,18 @@ fn line_breaks(size: u64, breaks: u64) {
     let proxy = Proxy::start(server.addr);
     let content = random(size as usize);
     let dir = folder(&[("cache.vdb", &content)]);
-    let mut client = Client::with(
-        &proxy.url(),
-        client::Options { retries: 3, ..client::Options::default() },
-    );
+    let mut client =
+        Client::with(&proxy.url(), client::Options { retries: 3, ..client::Options::default() });
     let scan = client.scan(dir.path());
     let options = agent::Options { retries: 20, ..agent::Options::default() };
     let report = thread::scope(|scope| {
         proxy.break_after(size / breaks);
         let syncing = scope.spawn(|| client.sync_with(scan, options));
-        for _ in 1..breaks {
+        for left in (0..breaks - 1).rev() {
             until(|| proxy.is_broken());
-            proxy.break_after(size / breaks);
+            if left > 0 {
+                proxy.break_after(size / breaks);
+            }
             proxy.serve(server.addr);
         }
         syncing.join().unwrap().unwrap()
@@ -467,12 +472,14 @@ fn server_is_killed(size: u64, kills: u64) {
     thread::scope(|scope| {
         proxy.break_after(size / kills);
         let syncing = scope.spawn(|| client.sync_with(scan, options));
-        for _ in 1..kills {
+        for left in (0..kills - 1).rev() {
             until(|| proxy.is_broken());
             server.child.kill().unwrap();
             server.child.wait().unwrap();
             server = start();
-            proxy.break_after(size / kills);
+            if left > 0 {
+                proxy.break_after(size / kills);
+            }
             proxy.serve(server.address());
         }
         syncing.join().unwrap().unwrap()

@@ -95,8 +95,9 @@ impl<'a> Sender<'a> {
     fn abandon(&self) -> Answer {
         let mut connection = self.server.connect();
         let (blob, header) = (&self.blob, &self.header);
-        let head =
-            format!("DELETE /farmhand/v1/unfinished/{blob} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n");
+        let head = format!(
+            "DELETE /farmhand/v1/unfinished/{blob} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n"
+        );
         connection.send(head.as_bytes());
         connection.answer()
     }
@@ -253,7 +254,8 @@ fn chunks_of(content: &[u8]) -> Vec<&[u8]> {
 
 /// The first eight bytes of the MD5 of this byte, 64 times: as published.
 fn gear_of(byte: u8) -> u64 {
-    const SHIFTS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15, 21]];
+    const SHIFTS: [[u32; 4]; 4] =
+        [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15, 21]];
     let mut state = [0x6745_2301u32, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
     let mut end = [0u8; 64];
     end[0] = 0x80;
@@ -295,7 +297,9 @@ fn lies_get_a_clear_answer_and_publish_nothing() {
     me.lay(0, &[&a]).is_error(404, "begin anew");
     me.finish().is_error(404, "begin anew");
     me.abandon().is_error(404, "begin anew");
-    for header in ["", "X-Farmhand-Sender: \r\n", "X-Farmhand-Sender: a b\r\n", "X-Farmhand-Sender: ../x\r\n"] {
+    for header in
+        ["", "X-Farmhand-Sender: \r\n", "X-Farmhand-Sender: a b\r\n", "X-Farmhand-Sender: ../x\r\n"]
+    {
         let nobody = Sender { header: header.to_owned(), ..Sender::new(&server, &content) };
         nobody.begin().is_error(400, "x-farmhand-sender");
     }
@@ -303,7 +307,8 @@ fn lies_get_a_clear_answer_and_publish_nothing() {
     long.begin().is_error(400, "x-farmhand-sender");
     let me = me.begun();
     // Wrong chunks, wrong lengths.
-    me.post("/chunks", &frame(&a, 0, &b)).is_error(417, "the chunk at 0 is not what its digest says");
+    me.post("/chunks", &frame(&a, 0, &b))
+        .is_error(417, "the chunk at 0 is not what its digest says");
     me.post("/chunks", &frame(&a, 0, &a[1..])).is_error(417, "is not what its digest says");
     me.put(10_001, &a).is_error(400, "bytes 10001 to 20001 are not within a blob of 20000 bytes");
     me.put(u64::MAX - 5, &a).is_error(400, "are not within a blob");
@@ -324,18 +329,23 @@ fn lies_get_a_clear_answer_and_publish_nothing() {
     // A list of a million entries.
     let million = vec![1u8; 36 * 1_000_000];
     me.post("/recipe?offset=0", &million).is_error(413, "send less at once");
-    server.connect().post("/farmhand/v1/chunks/known", "", &million).is_error(413, "send less at once");
+    server
+        .connect()
+        .post("/farmhand/v1/chunks/known", "", &million)
+        .is_error(413, "send less at once");
     let mut chunked = server.connect();
     let path = format!("/farmhand/v1/unfinished/{}/recipe?offset=0", me.blob);
-    let head =
-        format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{ME}Transfer-Encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\n{ME}Transfer-Encoding: chunked\r\n\r\n"
+    );
     chunked.send(head.as_bytes());
     let _ = chunked.stream.write_all(format!("{:x}\r\n", million.len()).as_bytes());
     let _ = chunked.stream.write_all(&million);
     chunked.answer().is_error(413, "send less at once");
     // Batches that overlap: what is in place stays.
     let twice = [frame(&a, 0, &a), frame(&b, 5_000, &b)].concat();
-    me.post("/chunks", &twice).is_error(409, "bytes 5000 to 15000 are there already, and are others");
+    me.post("/chunks", &twice)
+        .is_error(409, "bytes 5000 to 15000 are there already, and are others");
     let same = [&a[5_000..], &b[..5_000]].concat();
     assert_eq!(me.put(5_000, &same).status, 204);
     me.lay(0, &[&b]).is_error(409, "send the file as a whole");
@@ -372,7 +382,8 @@ fn lies_get_a_clear_answer_and_publish_nothing() {
 
 #[test]
 fn a_plain_upload_and_pieces_know_of_each_other() {
-    let server = TestServer::with(Options { hold: Duration::from_millis(50), ..Options::default() });
+    let server =
+        TestServer::with(Options { hold: Duration::from_millis(50), ..Options::default() });
     let content = random(50_000);
     let me = Sender::new(&server, &content).begun();
     let defers = "X-Shaman-Can-Defer-Upload: true\r\n";

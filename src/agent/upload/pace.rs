@@ -16,6 +16,9 @@ const BLOB_WORK: u64 = 32 << 10;
 const REST_MIN: u32 = 2;
 const REST_MAX: u32 = 32;
 
+/// So many times as fast or as slow with the same number is more than chance.
+const OTHER: f64 = 2.0;
+
 /// Tries a neighbouring number now and then, and stays where one fewer is slower and one more is
 /// not faster, both by half of what it would be if all uploads went at the same speed.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct Pace {
     before: f64,
     trying: Trying,
     rest: u32,
+    /// How fast it was when it began to rest.
+    rested_at: Option<f64>,
     halved_at: Option<Duration>,
 }
 
@@ -52,6 +57,7 @@ impl Pace {
             before: 0.0,
             trying: Trying::Rest(0),
             rest: REST_MIN,
+            rested_at: None,
             halved_at: None,
         }
     }
@@ -75,6 +81,7 @@ impl Pace {
             self.width = (self.width / 2).max(1);
             self.rest = REST_MIN;
             self.trying = Trying::Rest(self.rest);
+            self.rested_at = None;
         }
         self.window = None;
     }
@@ -95,12 +102,14 @@ impl Pace {
 
     fn measured(&mut self, speed: f64) {
         let before = std::mem::replace(&mut self.before, speed);
-        match self.trying {
-            // It is another server now, or another line: what was found out before says nothing.
-            Trying::Rest(_) if before > 0.0 && !(0.5..2.0).contains(&(speed / before)) => {
-                self.rest = REST_MIN;
-                self.try_one();
+        if let Trying::Rest(_) = self.trying {
+            let was = *self.rested_at.get_or_insert(speed);
+            if !(was / OTHER..=was * OTHER).contains(&speed) {
+                // It is another server now, or another line: what was found out before says nothing.
+                (self.rest, self.trying) = (REST_MIN, Trying::Rest(0));
             }
+        }
+        match self.trying {
             Trying::Rest(0) => self.try_one(),
             Trying::Rest(left) => self.trying = Trying::Rest(left - 1),
             Trying::More if speed > before * (1.0 + 0.5 / (self.width - 1) as f64) => {
@@ -117,6 +126,7 @@ impl Pace {
     }
 
     fn try_one(&mut self) {
+        self.rested_at = None;
         if self.width < self.most {
             self.more();
         } else if self.width > 1 {

@@ -25,17 +25,21 @@ use crate::{
     client::{ClientError, Told, Unfinished, UploadBody, UploadOutcome},
     disk::{Fingerprint, read_at},
     domain::{BlobId, Chunk, ChunkId},
-    wire::{Run, write_chunk, write_recipe},
+    wire::{Run, runs_of, write_chunk, write_recipe},
 };
 
 /// How long a piece is that nobody has looked for, in bytes: what is lost with a connection is less.
 const PIECE_BYTES: u64 = 256 << 10;
 
-/// How much of a blob goes with one recipe, and with one request at most, in bytes.
+/// How much of a blob goes with one recipe, in bytes.
 const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// How many of these are on their way at once: while one is asked about, another one is sent.
 const SEGMENTS_AT_ONCE: usize = 3;
+
+/// How much is sent with one request, in bytes. What a server has not answered for is lost when it is killed,
+/// and more than this may be on its way.
+const REQUEST_BYTES: u64 = 2 << 20;
 
 /// How many frames are read ahead of the connection.
 const FRAMES_AHEAD: usize = 4;
@@ -258,15 +262,26 @@ impl Pieces {
             self.job.tally.reused_bytes.fetch_add(reused, Relaxed);
             self.counted.done(reused);
         }
-        let bytes = bytes_of(&segment, &missing);
-        if bytes == 0 {
-            return Ok(());
+        let segment = Arc::new(segment);
+        for runs in requests(&segment, &missing) {
+            self.send_chunks(&segment, runs).await?;
         }
+        Ok(())
+    }
+
+    /// Sends these chunks of a segment.
+    async fn send_chunks(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        runs: Vec<Run>,
+    ) -> Result<(), Failed> {
+        let unfinished = Unfinished { id: self.id, sender: &self.job.sender };
+        let bytes = bytes_of(segment, &runs);
         let (frames, read) = mpsc::channel(FRAMES_AHEAD);
         let reading = {
-            let (pieces, exec) = (self.clone(), self.job.exec.clone());
+            let (pieces, segment, exec) = (self.clone(), segment.clone(), self.job.exec.clone());
             tokio::spawn(async move {
-                exec.blocking(move || pieces.read_frames(&segment, &missing, &frames)).await
+                exec.blocking(move || pieces.read_frames(&segment, &runs, &frames)).await
             })
         };
         let (out, body) = mpsc::channel(1);
@@ -288,13 +303,13 @@ impl Pieces {
     fn read_frames(
         &self,
         segment: &Segment,
-        missing: &[Run],
+        runs: &[Run],
         frames: &mpsc::Sender<io::Result<Bytes>>,
     ) -> Result<(), ReadError> {
         let read = (|| {
             let file = open(self.path.clone(), &self.fingerprint)?;
             let mut packer = Packer::new(self.compresses)?;
-            let mut places = missing.iter().flat_map(|(first, count)| *first..first + count);
+            let mut places = runs.iter().flat_map(|(first, count)| *first..first + count);
             let mut next = places.next();
             let mut offset = segment.offset;
             let mut content = Vec::new();
@@ -324,6 +339,27 @@ impl Pieces {
         }
         read
     }
+}
+
+/// The chunks of these runs, by requests of no more than [`REQUEST_BYTES`] if they have more than one chunk.
+fn requests(segment: &Segment, missing: &[Run]) -> Vec<Vec<Run>> {
+    let (mut requests, mut places, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let end = segment.chunks.len() as u32;
+    for place in
+        missing.iter().flat_map(|(first, count)| *first..first.saturating_add(*count).min(end))
+    {
+        let size = u64::from(segment.chunks[place as usize].1);
+        if bytes > 0 && bytes + size > REQUEST_BYTES {
+            requests.push(runs_of(places.drain(..)));
+            bytes = 0;
+        }
+        places.push(place);
+        bytes += size;
+    }
+    if !places.is_empty() {
+        requests.push(runs_of(places));
+    }
+    requests
 }
 
 fn bytes_of(segment: &Segment, runs: &[Run]) -> u64 {
@@ -478,5 +514,17 @@ mod tests {
         assert_eq!(bytes_of(&segment, &[(0, 1), (2, 1)]), 40);
         assert_eq!(bytes_of(&segment, &[(1, u32::MAX), (7, 1), (u32::MAX, 2)]), 50);
         assert_eq!(bytes_of(&segment, &[]), 0);
+        let all = requests(&segment, &[(1, u32::MAX), (7, 1), (u32::MAX, 2)]);
+        assert_eq!(all, [vec![(1, 2)]]);
+    }
+
+    #[test]
+    fn requests_are_short_and_have_all_of_it() {
+        let mib = 1 << 20;
+        let sizes = [mib / 2, mib, mib, 10, 2 * mib, 3 * mib, 1];
+        let segment = Segment { offset: 0, chunks: sizes.map(|size| (None, size)).to_vec() };
+        let split = requests(&segment, &[(0, 3), (4, 3)]);
+        assert_eq!(split, [vec![(0, 2)], vec![(2, 1)], vec![(4, 1)], vec![(5, 1)], vec![(6, 1)]]);
+        assert!(requests(&segment, &[]).is_empty());
     }
 }
