@@ -97,6 +97,7 @@ pub struct LedgerError {
 pub struct Ledger {
     connection: Mutex<Connection>,
     path: PathBuf,
+    interrupted: Vec<String>,
 }
 
 impl Ledger {
@@ -117,7 +118,7 @@ impl Ledger {
             Ok(connection)
         };
         let connection = open().map_err(|source| LedgerError { path: path.clone(), source })?;
-        let ledger = Self { connection: Mutex::new(connection), path };
+        let mut ledger = Self { connection: Mutex::new(connection), path, interrupted: Vec::new() };
         for mut entry in ledger.all()?.into_iter().filter(Entry::runs) {
             entry.job.status = JobStatus::Failed;
             entry.job.activity = "the server ended while the job's command ran: requeue it".into();
@@ -127,8 +128,14 @@ impl Ledger {
             }
             let id = entry.job.id.clone();
             ledger.update(&id, |_| Some(entry))?;
+            ledger.interrupted.push(id);
         }
         Ok(ledger)
+    }
+
+    /// The jobs whose command ran when the last server ended, by their ids. It may run still.
+    pub fn interrupted(&self) -> &[String] {
+        &self.interrupted
     }
 
     fn with<T>(

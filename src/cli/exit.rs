@@ -2,7 +2,7 @@
 
 use std::{error::Error, process::ExitCode};
 
-use super::settings::LogFormat;
+use super::{hash::escaped, settings::LogFormat};
 use crate::{
     agent::SyncError,
     client::{ClientError, DownloadError},
@@ -87,7 +87,7 @@ impl Failure {
     pub fn print(&self, format: LogFormat) -> ExitCode {
         if !self.message.is_empty() {
             match format {
-                LogFormat::Text => eprintln!("farmhand: {}", self.message),
+                LogFormat::Text => eprintln!("farmhand: {}", harmless(&self.message)),
                 // Not through the log, whose filter may be anything.
                 LogFormat::Json => eprintln!(
                     "{}",
@@ -105,6 +105,16 @@ impl Failure {
     }
 }
 
+/// A text of several lines with nothing in it that a terminal would obey: what servers say and files are
+/// called is for them to choose.
+pub(super) fn harmless(text: &str) -> String {
+    let lines: Vec<_> = text
+        .split('\n')
+        .map(|line| line.split('\t').map(escaped).collect::<Vec<_>>().join("\t"))
+        .collect();
+    lines.join("\n")
+}
+
 /// An error and what led to it, in one line.
 pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
@@ -120,7 +130,9 @@ pub(super) fn with_causes(error: &dyn Error) -> String {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (exit, next) = next_step(&error);
-        Self::of(exit, &error, next)
+        let Self { exit, message } = Self::of(exit, &error, next);
+        // A line break in what a server says would begin a line of its own.
+        Self { exit, message: escaped(&message) }
     }
 }
 

@@ -14,8 +14,8 @@ use super::{
     submit::require_manager,
 };
 use crate::{
-    client::{Shaman, Task},
-    jobs::{Job, JobStatus},
+    client::{RemoteJob, Shaman, Task},
+    jobs::JobStatus,
 };
 
 /// Look at jobs on a Flamenco Manager or a farmhand that serves, and change what they are at
@@ -125,7 +125,7 @@ async fn list(
     Ok(Exit::Done)
 }
 
-fn table(jobs: &[Job]) -> Vec<String> {
+fn table(jobs: &[RemoteJob]) -> Vec<String> {
     let line = |id: &str, status: &str, done: &str, priority: &str, created: &str, name: &str| {
         format!("{id:<36}  {status:<18}  {done:>9}  {priority:>4}  {created:<20}  {name}")
     };
@@ -136,19 +136,19 @@ fn table(jobs: &[Job]) -> Vec<String> {
     lines.extend(jobs.iter().map(|job| {
         line(
             &escaped(&job.id),
-            job.status.name(),
+            &escaped(job.status.name()),
             &format!("{}/{}", job.steps_completed, job.steps_total),
-            &job.submitted.priority.to_string(),
+            &job.priority.to_string(),
             &seconds(job.created),
-            &escaped(&job.submitted.name),
+            &escaped(&job.name),
         )
     }));
     lines
 }
 
 /// A time to the second.
-fn seconds(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+fn seconds(time: Option<Timestamp>) -> String {
+    time.map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
 }
 
 async fn show(context: &Context, client: &Shaman, id: &str) -> Result<Exit, Failure> {
@@ -163,32 +163,28 @@ async fn show(context: &Context, client: &Shaman, id: &str) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-fn description(job: &Job, all: &Value) -> Vec<String> {
-    let submitted = &job.submitted;
-    let storage = submitted.storage.as_ref();
-    let checkout = storage.and_then(|storage| storage.shaman_checkout_id.as_deref());
+fn description(job: &RemoteJob, all: &Value) -> Vec<String> {
     let steps = format!("{}/{}", job.steps_completed, job.steps_total);
-    let priority = submitted.priority.to_string();
+    let priority = job.priority.to_string();
     let (created, updated) = (seconds(job.created), seconds(job.updated));
     let mut lines: Vec<String> = [
         ("id", job.id.as_str()),
-        ("name", &submitted.name),
-        ("type", &submitted.job_type),
+        ("name", &job.name),
+        ("type", &job.job_type),
         ("status", job.status.name()),
         ("activity", &job.activity),
         ("steps", &steps),
         ("priority", &priority),
         ("submitted", &created),
         ("changed", &updated),
-        ("checkout", checkout.unwrap_or_default()),
+        ("checkout", job.checkout().unwrap_or_default()),
     ]
     .into_iter()
     .filter(|(_, value)| !value.is_empty())
     .map(|(key, value)| format!("{key:<10} {}", escaped(value)))
     .collect();
-    let settings =
-        submitted.settings.iter().map(|(key, value)| ("setting", key, value.to_string()));
-    let metadata = submitted.metadata.iter().map(|(key, value)| ("metadata", key, value.clone()));
+    let settings = job.settings.iter().map(|(key, value)| ("setting", key, value.to_string()));
+    let metadata = job.metadata.iter().map(|(key, value)| ("metadata", key, value.clone()));
     for (what, key, value) in settings.chain(metadata) {
         lines.push(format!("{what:<10} {} = {}", escaped(key), escaped(&value)));
     }
@@ -221,7 +217,7 @@ async fn change(
             &json!({ "schema": "farmhand.job.status/1", "job_id": id, "status": job.status }),
         )?;
     } else {
-        print(job.status.name())?;
+        print(&escaped(job.status.name()))?;
     }
     Ok(Exit::Done)
 }
@@ -298,7 +294,7 @@ mod tests {
             "activity": "x\r", "steps_completed": 1, "steps_total": 3,
         });
         let all = json!({ "run": { "exit_code": 3, "output": "one\n\u{1b}two\n" } });
-        let job: Job = serde_json::from_value(job).unwrap();
+        let job: RemoteJob = serde_json::from_value(job).unwrap();
         let lines = [table(std::slice::from_ref(&job)), description(&job, &all)].concat();
         assert!(lines.iter().all(|line| !line.contains(char::is_control)), "{lines:?}");
         assert!(lines[1].contains("1/3") && lines[1].contains("2026-01-01T00:00:00Z"), "{lines:?}");

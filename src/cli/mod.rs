@@ -33,7 +33,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use exit::{Exit, Failure};
+use exit::{Exit, Failure, harmless};
 use settings::{LogFormat, Overrides, Settings, When};
 
 const EXIT_CODES: &str = "\
@@ -194,8 +194,13 @@ fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit
     result
 }
 
-/// Prints one line of results. A reader that has gone away (`| head`) is no error worth a word.
+/// Prints one line of results, with nothing in it that a terminal would obey. A reader that has gone away
+/// (`| head`) is no error worth a word.
 fn print(line: &str) -> Result<(), Failure> {
+    print_raw(&harmless(line))
+}
+
+fn print_raw(line: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| not_written(&error))
 }
@@ -211,7 +216,7 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let line = serde_json::to_string(value).map_err(|error| {
         Failure::new(Exit::Failed, format!("cannot write the results: {error}"))
     })?;
-    print(&line)
+    print_raw(&line)
 }
 
 #[cfg(test)]

@@ -58,12 +58,9 @@ pub(super) async fn needed(program: &str, file: &Path, root: &Path) -> Result<Ne
             );
             Failure::new(Exit::Failed, message)
         })?;
-    let mut needed = sort(listed, root)?;
-    let missing = missing(&String::from_utf8_lossy(&output.stderr));
-    needed.missing.extend(missing.into_iter().filter(|path| !path.exists()));
-    needed.missing.sort();
-    needed.missing.dedup();
-    Ok(needed)
+    let mut missing = missing(&String::from_utf8_lossy(&output.stderr));
+    missing.retain(|path| !path.exists());
+    sort(listed, missing, root)
 }
 
 /// What is not there is in no list of BAT, but in its warnings (`… Path /a/b does not exist for <…>`).
@@ -75,12 +72,18 @@ fn missing(warnings: &str) -> Vec<PathBuf> {
     warnings.lines().filter_map(path).collect()
 }
 
-/// Puts what is listed into the folder; whatever is outside is an error.
-fn sort(listed: BTreeMap<PathBuf, Vec<PathBuf>>, root: &Path) -> Result<Needed, Failure> {
+/// Puts what is listed, and what is missing, into the folder; whatever is outside is an error, whether it
+/// is there or not.
+fn sort(
+    listed: BTreeMap<PathBuf, Vec<PathBuf>>,
+    missing: Vec<PathBuf>,
+    root: &Path,
+) -> Result<Needed, Failure> {
     let (mut needed, mut outside) = (Needed::default(), Vec::new());
     let real_root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     let mut seen = HashSet::new();
-    for path in listed.into_iter().flat_map(|(blend, assets)| [blend].into_iter().chain(assets)) {
+    let listed = listed.into_iter().flat_map(|(blend, assets)| [blend].into_iter().chain(assets));
+    for path in listed.chain(missing) {
         if !seen.insert(path.clone()) {
             continue;
         }
@@ -170,13 +173,14 @@ mod tests {
                 (real.join("s.blend"), vec![link.join("a/b/x.png"), real.join("a/../a/b/x.png")]),
                 (link.join("a/../s.blend"), vec![link.join("a/gone.png")]),
             ];
-            let found = sort(listed.into(), root).unwrap();
+            let found = sort(listed.into(), Vec::new(), root).unwrap();
             let expected = ["a/b/x.png", "s.blend"].map(|path| RelPath::from_wire(path).unwrap());
             assert_eq!(found.files, expected.into());
             assert_eq!(found.missing, [link.join("a/gone.png")]);
         }
         let outside = real.join("../out.png");
-        let error = sort([(real.join("s.blend"), vec![outside])].into(), &real).unwrap_err();
+        let error =
+            sort([(real.join("s.blend"), vec![outside])].into(), Vec::new(), &real).unwrap_err();
         assert!(error.message().contains("out.png"), "{}", error.message());
         assert!(error.message().contains("--root"), "{}", error.message());
     }

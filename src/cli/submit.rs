@@ -15,18 +15,18 @@ use serde_json::Map;
 use super::{
     Context,
     checkout::Counts,
-    exit::{Exit, Failure},
+    exit::{Exit, Failure, next_step, with_causes},
     hash::escaped,
     needed::{self, named, needed},
     print, print_json,
     session::{ScanArgs, ServerArgs, Session, interrupted, report_skipped},
-    settings::{Overrides, When},
+    settings::{Overrides, When, parse_time},
 };
 use crate::{
     agent,
-    client::{ClientError, FoundType, Shaman, Version, is_refusal},
+    client::{ClientError, FoundType, RemoteJob, RemoteStatus, Shaman, Version, is_refusal},
     domain::{CheckoutPath, RelPath},
-    jobs::{JOBS_VARIABLE, Job, JobStatus, JobType, Platform, Storage, SubmittedJob},
+    jobs::{JOBS_VARIABLE, JobStatus, JobType, Platform, Storage, SubmittedJob},
     scan::{Scan, SkipReason, Skipped},
 };
 
@@ -71,6 +71,10 @@ pub(super) struct Submit {
     /// Wait until the job has ended: exit code 0 if it is completed, 1 if it has failed or was canceled
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
+
+    /// How long to wait for its end at most (exit code 8), like 12h; the job goes on [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "wait")]
+    wait_timeout: Option<Duration>,
 
     #[command(flatten)]
     job: JobArgs,
@@ -124,7 +128,7 @@ struct Answer<'a> {
     schema: &'static str,
     job_id: &'a str,
     job_url: &'a str,
-    status: JobStatus,
+    status: RemoteStatus,
     checkout_path: &'a str,
     #[serde(flatten)]
     counts: Counts<'a>,
@@ -219,6 +223,7 @@ impl Submit {
             None => named_after(&name),
         };
         let metadata = self.job.metadata()?;
+        self.job.check_settings()?;
         require_manager(context)?;
         let mut submitted = None;
         let mut exit = Session::run(context, async |session| {
@@ -248,15 +253,19 @@ impl Submit {
         let Some((client, job, url, checkout, report)) = submitted else { return Ok(exit) };
         let counts = Counts::new(&report, start);
         if !context.json {
-            print(&job.id)?;
+            print(&escaped(&job.id))?;
         }
         if !context.logs.quiet {
-            eprintln!("{url}");
+            eprintln!("{}", escaped(&url));
         }
-        let mut status = job.status;
+        let mut status = job.status.clone();
         if self.wait {
+            let limit = self.wait_timeout.unwrap_or(Duration::MAX);
             status = tokio::select! {
-                status = follow(context, &client, &job) => status?,
+                status = tokio::time::timeout(limit, follow(context, &client, &job)) => match status {
+                    Ok(status) => status?,
+                    Err(_) => return Err(waited_in_vain(&job, limit)),
+                },
                 () = interrupted() => {
                     let message =
                         format!("interrupted; the job goes on: see `farmhand job show {}`", job.id);
@@ -358,7 +367,7 @@ impl Submit {
         }
         scan.skipped.extend(missing.into_iter().map(|path| Skipped {
             path: path.display().to_string(),
-            reason: SkipReason::Vanished,
+            reason: SkipReason::Reported("it is needed, and not there".into()),
         }));
         Ok(scan)
     }
@@ -401,6 +410,17 @@ impl Submit {
 }
 
 impl JobArgs {
+    /// What is put in here cannot be given.
+    fn check_settings(&self) -> Result<(), Failure> {
+        let is_file = |pair: &&String| pair.split('=').next() == Some(BLENDFILE);
+        let Some(pair) = self.settings.iter().find(is_file) else { return Ok(()) };
+        let message = format!(
+            "--setting {pair}: where the file is, is known when its checkout is made; give the file itself \
+             to `farmhand submit`, and leave this setting out"
+        );
+        Err(Failure::new(Exit::Usage, message))
+    }
+
     fn metadata(&self) -> Result<BTreeMap<String, String>, Failure> {
         let pair = |text: &String| match text.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -488,6 +508,12 @@ impl Planned {
         let usage = |message: String| Failure::new(Exit::Usage, message);
         let kind: JobType = match kind {
             FoundType::Found(kind) => kind,
+            FoundType::Unknown(names) if names.is_empty() => {
+                return Err(usage(
+                    "the server has no job types at all; see its log, and put their definitions there"
+                        .into(),
+                ));
+            }
             FoundType::Unknown(names) => {
                 return Err(usage(format!(
                     "the server has no job type {:?}; give one of these as --type: {}",
@@ -539,7 +565,7 @@ impl Planned {
         client: &Shaman,
         checkout: &str,
         path: &RelPath,
-    ) -> Result<Job, Failure> {
+    ) -> Result<RemoteJob, Failure> {
         let mut submitted = self.submit_once(client, checkout, path).await;
         if is_stale(&submitted) {
             if let Err(failure) = self.refetch(client).await {
@@ -552,14 +578,13 @@ impl Planned {
             Ok(job) => return Ok(job),
             Err(error) => error,
         };
-        let is_certain = is_refusal(&error).is_some()
-            || matches!(error, ClientError::Refused { .. } | ClientError::Full { .. });
+        let may_come = may_still_be_taken(&error);
+        let is_certain = !may_come
+            && (is_refusal(&error).is_some()
+                || matches!(error, ClientError::Refused { .. } | ClientError::Full { .. }));
         if !is_certain {
             // It may have been taken all the same: then it names the checkout, which is ours alone.
-            let uses = |job: &Job| {
-                let storage = job.submitted.storage.as_ref();
-                storage.is_some_and(|it| it.shaman_checkout_id.as_deref() == Some(checkout))
-            };
+            let uses = |job: &RemoteJob| job.checkout() == Some(checkout);
             match client.jobs().await {
                 Ok(jobs) => {
                     if let Some(job) = jobs.into_iter().find(uses) {
@@ -568,11 +593,12 @@ impl Planned {
                         );
                         return Ok(job);
                     }
-                    if matches!(error, ClientError::Unreachable { .. }) {
-                        return Err(unsure(error, checkout));
+                    // Not yet in the list is not refused.
+                    if may_come {
+                        return Err(unsure(&error, checkout));
                     }
                 }
-                Err(_) => return Err(unsure(error, checkout)),
+                Err(_) => return Err(unsure(&error, checkout)),
             }
         }
         let what = erase(client, checkout).await;
@@ -584,7 +610,7 @@ impl Planned {
         client: &Shaman,
         checkout: &str,
         path: &RelPath,
-    ) -> Result<Job, ClientError> {
+    ) -> Result<RemoteJob, ClientError> {
         if self.job.settings.contains_key(BLENDFILE) {
             // Somebody who is given an absolute path looks there.
             let is_absolute = checkout.starts_with(['/', '\\']) || checkout.get(1..2) == Some(":");
@@ -618,14 +644,34 @@ fn refused(error: ClientError, then: &str) -> Failure {
     }
 }
 
-fn unsure(error: ClientError, checkout: &str) -> Failure {
-    let failure = Failure::from(error);
+/// Whether a job may have been taken, or may still be, although this is the answer: somebody between here
+/// and there gave up waiting, or it is an answer to a job that was taken. A checkout that it would lack
+/// must stay.
+fn may_still_be_taken(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::NotManager { .. } => true,
+        ClientError::Status { status, .. } => status.as_u16() == 408 || error.is_gateway(),
+        _ => false,
+    }
+}
+
+fn unsure(error: &ClientError, checkout: &str) -> Failure {
+    // What there is to do is not to run this again.
+    let (exit, _) = next_step(error);
     let message = format!(
         "{}; it is not known whether the job was taken: look with `farmhand job list` before you submit it again. \
          Its files are in the checkout {checkout}",
-        failure.message()
+        with_causes(error)
     );
-    Failure::new(failure.exit(), message)
+    Failure::new(exit, message)
+}
+
+fn waited_in_vain(job: &RemoteJob, limit: Duration) -> Failure {
+    let (id, seconds) = (&job.id, limit.as_secs_f64());
+    let message = format!(
+        "the job has not ended within {seconds} s; it goes on: see `farmhand job show {id}`"
+    );
+    Failure::new(Exit::TimedOut, message)
 }
 
 /// Erases a checkout for which there is no job, if the server is one that can; says what became of it.
@@ -653,7 +699,11 @@ async fn find_tag(client: &Shaman, wanted: &str) -> Result<String, Failure> {
 }
 
 /// Follows a job to its end; returns what it was then.
-async fn follow(context: &Context, client: &Shaman, job: &Job) -> Result<JobStatus, Failure> {
+async fn follow(
+    context: &Context,
+    client: &Shaman,
+    job: &RemoteJob,
+) -> Result<RemoteStatus, Failure> {
     let bar = ProgressBar::hidden();
     let is_shown = context.settings.values.progress != When::Never && !context.logs.quiet;
     if is_shown && std::io::IsTerminal::is_terminal(&std::io::stderr()) {
@@ -662,21 +712,45 @@ async fn follow(context: &Context, client: &Shaman, job: &Job) -> Result<JobStat
         bar.set_style(style.expect("BUG: the template is valid").progress_chars("=> "));
     }
     let bar = context.logs.bars.add(bar);
-    let mut last = (job.status, String::new());
+    if job.status == JobStatus::Paused {
+        tracing::warn!(
+            "the job is paused: this waits until somebody starts it (`farmhand job requeue {}`) and it has ended",
+            job.id
+        );
+    }
+    let end = watch(client, job, &bar).await;
+    bar.finish_and_clear();
+    let (end, activity) = end?;
+    if end != JobStatus::Completed {
+        let (end, activity) = (escaped(end.name()), escaped(&activity));
+        let id = escaped(&job.id);
+        eprintln!("farmhand: the job is {end}: {activity}; see `farmhand job tail {id}`");
+    }
+    Ok(end)
+}
+
+/// What a job was at its end, and what last happened to it.
+async fn watch(
+    client: &Shaman,
+    job: &RemoteJob,
+    bar: &ProgressBar,
+) -> Result<(RemoteStatus, String), Failure> {
+    let mut last = (job.status.clone(), String::new());
     let mut away_since: Option<Instant> = None;
-    let end = loop {
+    loop {
         match client.job(&job.id).await {
             Ok((now, _)) => {
                 away_since = None;
                 bar.set_length(u64::try_from(now.steps_total).unwrap_or(0));
                 bar.set_position(u64::try_from(now.steps_completed).unwrap_or(0));
-                bar.set_message(now.status.name());
-                if last != (now.status, now.activity.clone()) {
-                    tracing::info!(status = %now.status, "{}", escaped(&now.activity));
-                    last = (now.status, now.activity);
+                bar.set_message(escaped(now.status.name()));
+                let now = (now.status, now.activity);
+                if last != now {
+                    tracing::info!(status = %now.0, "{}", now.1);
+                    last = now;
                 }
-                if now.status.is_end() {
-                    break now.status;
+                if last.0.is_end() {
+                    return Ok(last);
                 }
             }
             Err(error) if error.is_transient() => {
@@ -685,21 +759,18 @@ async fn follow(context: &Context, client: &Shaman, job: &Job) -> Result<JobStat
                     Instant::now()
                 });
                 if since.elapsed() > AWAY {
-                    bar.finish_and_clear();
                     return Err(error.into());
                 }
             }
-            Err(error) => {
-                bar.finish_and_clear();
-                return Err(error.into());
+            Err(ClientError::Status { status, .. }) if status.as_u16() == 404 => {
+                let message = format!(
+                    "the job {} was deleted while it was waited for; submit it again if it is still wanted",
+                    job.id
+                );
+                return Err(Failure::new(Exit::Failed, message));
             }
+            Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    };
-    bar.finish_and_clear();
-    if end != JobStatus::Completed {
-        let activity = escaped(&last.1);
-        eprintln!("farmhand: the job is {end}: {activity}; see `farmhand job tail {}`", job.id);
     }
-    Ok(end)
 }

@@ -24,8 +24,9 @@ impl Shaman {
     /// Reads something. Tried again like all calls that change nothing.
     async fn look<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         let url = self.admin_url(path);
-        let call = || self.json::<(), A>(Method::GET, url.clone(), None);
-        Ok(self.retrying(call, ClientError::is_transient).await?.0)
+        let bounds = self.large();
+        let call = || self.json::<(), A>(bounds, Method::GET, url.clone(), None);
+        Ok(self.retrying(bounds, call, ClientError::is_transient).await?.0)
     }
 
     /// All checkouts.
@@ -67,8 +68,9 @@ impl Shaman {
     pub async fn pin(&self, digest: &Digest, keep: bool) -> Result<PinAnswer, ClientError> {
         let url = self.admin_url(&format!("pins/{digest}"));
         let method = if keep { Method::PUT } else { Method::DELETE };
-        let call = || self.json::<(), PinAnswer>(method.clone(), url.clone(), None);
-        Ok(self.retrying(call, ClientError::is_transient).await?.0)
+        let bounds = self.medium();
+        let call = || self.json::<(), PinAnswer>(bounds, method.clone(), url.clone(), None);
+        Ok(self.retrying(bounds, call, ClientError::is_transient).await?.0)
     }
 
     /// Removes a checkout. Not tried again where the server may have seen it: then it would be gone,
@@ -79,8 +81,9 @@ impl Shaman {
     pub async fn erase(&self, checkout: &CheckoutPath) -> Result<Erased, ClientError> {
         let mut url = self.admin_url("checkouts");
         url.query_pairs_mut().append_pair("path", checkout.as_str());
-        let call = || self.json::<(), Erased>(Method::DELETE, url.clone(), None);
-        Ok(self.retrying(call, ClientError::was_not_seen).await?.0)
+        let bounds = self.large();
+        let call = || self.json::<(), Erased>(bounds, Method::DELETE, url.clone(), None);
+        Ok(self.retrying(bounds, call, ClientError::was_not_seen).await?.0)
     }
 
     /// Removes the blobs that nobody needs.

@@ -5,11 +5,14 @@ use bytes::{Buf, Bytes};
 use reqwest::{Method, Response, StatusCode, Url, header};
 use sha2::{Digest as _, Sha256};
 
-use super::{ClientError, Shaman, error};
+use super::{Bounds, ClientError, Shaman, error};
 use crate::{
     domain::{BlobId, CheckoutPath, Digest},
     wire::CheckoutRequest,
 };
+
+/// The longest answer about what a checkout is made of, in bytes: millions of files.
+const MAX_MANIFEST_BYTES: usize = 1 << 30;
 
 /// Why a blob could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +72,9 @@ impl Shaman {
     pub async fn manifest(&self, checkout: &CheckoutPath) -> Result<CheckoutRequest, ClientError> {
         let mut url = self.admin_url("checkouts/manifest");
         url.query_pairs_mut().append_pair("path", checkout.as_str());
-        let call = || self.json::<(), CheckoutRequest>(Method::GET, url.clone(), None);
-        Ok(self.retrying(call, ClientError::is_transient).await?.0)
+        let bounds = Bounds { bytes: MAX_MANIFEST_BYTES, ..self.large() };
+        let call = || self.json::<(), CheckoutRequest>(bounds, Method::GET, url.clone(), None);
+        Ok(self.retrying(bounds, call, ClientError::is_transient).await?.0)
     }
 }
 

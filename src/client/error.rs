@@ -98,6 +98,19 @@ pub enum ClientError {
     },
 }
 
+/// What a server says, as a part of a line: it must not begin another one, nor be obeyed by a terminal.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.trim().chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
 /// Whether this is of a Manager's API, and not of Shaman's.
 fn is_managers(path: &str) -> bool {
     path.contains(wire::API) && !path.contains(wire::SHAMAN)
@@ -115,7 +128,7 @@ impl ClientError {
         let path = &*hide_tokens(path);
         let speaks_json = message.is_some();
         let message = message.unwrap_or_else(|| "(no reason given)".into());
-        let message = hide_tokens(&message).into_owned();
+        let message = on_one_line(&hide_tokens(&message));
         match status {
             // These say themselves what there is not.
             StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
-use super::{ClientError, Shaman, Told, UploadBody, UploadOutcome, error};
+use super::{ClientError, MAX_ANSWER_BYTES, Shaman, Told, UploadBody, UploadOutcome};
 use crate::{
     domain::BlobId,
     wire::{
@@ -179,12 +179,15 @@ impl Shaman {
             Err(outcome) => return Ok(Err(outcome)),
         };
         let limit = self.options.stall_timeout;
-        match tokio::time::timeout(limit, answer.bytes()).await {
+        match tokio::time::timeout(limit, self.whole(answer, MAX_ANSWER_BYTES)).await {
             Ok(Ok(bytes)) => match serde_json::from_slice(&bytes) {
                 Ok(read) => Ok(Ok(read)),
                 Err(error) => Err(self.not_ours(error.to_string())),
             },
-            Ok(Err(error)) => Ok(Err(UploadOutcome::Unknown(error::innermost(&error)))),
+            Ok(Err(ClientError::Unreachable { reason, .. })) => {
+                Ok(Err(UploadOutcome::Unknown(reason)))
+            }
+            Ok(Err(error)) => Err(error),
             Err(_) => Ok(Err(UploadOutcome::Unknown("it does not answer in time".into()))),
         }
     }

@@ -4,9 +4,12 @@ use reqwest::{Method, StatusCode, Url};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{ClientError, Shaman};
+use super::{
+    ClientError, RemoteJob, Shaman,
+    job::{any, without_nulls},
+};
 use crate::{
-    jobs::{Job, JobStatus, JobType, SubmittedJob},
+    jobs::{JobStatus, JobType, SubmittedJob},
     wire::{self, hide_tokens},
 };
 
@@ -16,7 +19,7 @@ pub struct Version {
     /// For people.
     pub version: String,
     /// What it calls itself.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "any")]
     pub name: String,
 }
 
@@ -27,7 +30,7 @@ pub struct SharedStorage {
     /// The directory of its storage.
     pub location: String,
     /// Whether Shaman is switched on.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "any")]
     pub shaman_enabled: bool,
 }
 
@@ -35,7 +38,7 @@ pub struct SharedStorage {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Tag {
     /// A UUID.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "any")]
     pub id: String,
     /// What people call it.
     pub name: String,
@@ -47,17 +50,19 @@ pub struct Task {
     /// A UUID.
     pub id: String,
     /// What people call it.
+    #[serde(default, deserialize_with = "any")]
     pub name: String,
     /// What it is at.
+    #[serde(default, deserialize_with = "any")]
     pub status: String,
     /// When it last changed, as the server writes it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "any")]
     pub updated: String,
 }
 
 #[derive(Deserialize)]
 struct Types {
-    job_types: Vec<Value>,
+    job_types: Option<Vec<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -75,14 +80,14 @@ struct Tasks {
 #[derive(Deserialize)]
 struct Jobs {
     #[serde(default)]
-    jobs: Option<Vec<Job>>,
+    jobs: Option<Vec<RemoteJob>>,
 }
 
 /// What goes with a job that is deleted.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Deletion {
     /// Its checkout.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "any")]
     pub shaman_checkout: bool,
 }
 
@@ -126,8 +131,9 @@ impl Shaman {
 
     async fn get_api<A: DeserializeOwned>(&self, path: &[&str]) -> Result<A, ClientError> {
         let url = self.api_url(path);
-        let call = || self.json::<(), A>(Method::GET, url.clone(), None);
-        Ok(self.retrying(call, ClientError::is_transient).await.map_err(of_manager)?.0)
+        let bounds = self.small();
+        let call = || self.json::<(), A>(bounds, Method::GET, url.clone(), None);
+        Ok(self.retrying(bounds, call, ClientError::is_transient).await.map_err(of_manager)?.0)
     }
 
     /// Sends something to which there is no answer but that it was done.
@@ -139,10 +145,11 @@ impl Shaman {
         may_repeat: bool,
     ) -> Result<Vec<u8>, ClientError> {
         let url = self.api_url(path);
-        let call = || self.bytes(method.clone(), url.clone(), body);
+        let bounds = self.medium();
+        let call = || self.bytes(bounds, method.clone(), url.clone(), body);
         let may_pass =
             if may_repeat { ClientError::is_transient } else { ClientError::was_not_seen };
-        Ok(self.retrying(call, may_pass).await.map_err(of_manager)?.0)
+        Ok(self.retrying(bounds, call, may_pass).await.map_err(of_manager)?.0)
     }
 
     /// Its version. Whoever has none is no Manager.
@@ -168,11 +175,16 @@ impl Shaman {
     /// As [`Shaman::version`].
     pub async fn job_type(&self, name: &str) -> Result<FoundType, ClientError> {
         let types: Types = self.get_api(&["jobs", "types"]).await?;
+        let types = types.job_types.unwrap_or_default();
         let named = |kind: &Value| kind["name"].as_str().map(str::to_owned);
-        let Some(found) = types.job_types.iter().find(|kind| named(kind).as_deref() == Some(name))
-        else {
-            return Ok(FoundType::Unknown(types.job_types.iter().filter_map(named).collect()));
+        let Some(found) = types.iter().find(|kind| named(kind).as_deref() == Some(name)) else {
+            return Ok(FoundType::Unknown(types.iter().filter_map(named).collect()));
         };
+        let mut found = without_nulls(found.clone());
+        // A type without settings is a list of none, which Go may write as null.
+        if let Some(fields) = found.as_object_mut() {
+            fields.entry("settings").or_insert_with(|| json!([]));
+        }
         match JobType::deserialize(found) {
             Ok(kind) => Ok(FoundType::Found(kind)),
             Err(error) => Err(ClientError::NotManager {
@@ -204,7 +216,7 @@ impl Shaman {
     ///
     /// # Errors
     /// As [`Shaman::check_job`].
-    pub async fn submit_job(&self, job: &SubmittedJob) -> Result<Job, ClientError> {
+    pub async fn submit_job(&self, job: &SubmittedJob) -> Result<RemoteJob, ClientError> {
         let answer = self.post_api(Method::POST, &["jobs"], Some(job), false).await?;
         serde_json::from_slice(&answer).map_err(|error| ClientError::NotManager {
             url: self.shown_url(),
@@ -216,7 +228,7 @@ impl Shaman {
     ///
     /// # Errors
     /// As [`Shaman::version`].
-    pub async fn jobs(&self) -> Result<Vec<Job>, ClientError> {
+    pub async fn jobs(&self) -> Result<Vec<RemoteJob>, ClientError> {
         let jobs: Jobs = self.get_api(&["jobs"]).await.map_err(of_no_manager)?;
         Ok(jobs.jobs.unwrap_or_default())
     }
@@ -225,9 +237,9 @@ impl Shaman {
     ///
     /// # Errors
     /// [`ClientError::Status`] with 404 if there is none.
-    pub async fn job(&self, id: &str) -> Result<(Job, Value), ClientError> {
+    pub async fn job(&self, id: &str) -> Result<(RemoteJob, Value), ClientError> {
         let all: Value = self.get_api(&["jobs", id]).await?;
-        match Job::deserialize(&all) {
+        match RemoteJob::deserialize(&all) {
             Ok(job) => Ok((job, all)),
             Err(error) => Err(ClientError::NotManager {
                 url: self.shown_url(),
@@ -282,8 +294,10 @@ impl Shaman {
     /// [`ClientError::Status`] with 404 if there is none.
     pub async fn log_tail(&self, task: &str) -> Result<String, ClientError> {
         let url = self.api_url(&["tasks", task, "logtail"]);
-        let call = || self.bytes(Method::GET, url.clone(), None::<&()>);
-        let text = self.retrying(call, ClientError::is_transient).await.map_err(of_manager)?.0;
+        let bounds = self.small();
+        let call = || self.bytes(bounds, Method::GET, url.clone(), None::<&()>);
+        let text =
+            self.retrying(bounds, call, ClientError::is_transient).await.map_err(of_manager)?.0;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 

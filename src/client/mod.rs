@@ -5,6 +5,7 @@ mod body;
 mod download;
 mod error;
 mod extension;
+mod job;
 mod manager;
 mod probe;
 mod trust;
@@ -23,6 +24,7 @@ pub use body::UploadBody;
 pub use download::{Download, DownloadError};
 pub use error::ClientError;
 pub use extension::Unfinished;
+pub use job::{RemoteJob, RemoteStatus, RemoteStorage};
 pub use manager::{Deletion, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
 pub use probe::{Clocks, Exposure, Probe};
 pub use trust::{BadHeader, BadRoots, BadToken, Headers, Roots, Token};
@@ -42,6 +44,15 @@ const USER_AGENT: &str = concat!("farmhand/", env!("CARGO_PKG_VERSION"));
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 
+/// The longest answer to a small call, in bytes: the list of all jobs.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// How much an answer may say of one file that it was asked for, besides its path.
+const ANSWER_BYTES_PER_FILE: usize = 1 << 10;
+
+/// What becomes of a path in JSON at worst: an escape for each byte.
+const JSON_ESCAPE_BYTES: usize = 6;
+
 /// How many redirects are followed for one request.
 const MAX_REDIRECTS: usize = 5;
 
@@ -52,6 +63,23 @@ const ERROR_TEXT_TIMEOUT: Duration = Duration::from_secs(10);
 /// rest is not sent and the connection given up.
 const FINISH_REST_BYTES: u64 = 1 << 20;
 
+tokio::task_local! {
+    /// The request that is made here does something: to be sent elsewhere as a GET is no answer to it.
+    static DOES_SOMETHING: ();
+}
+
+/// How much a call may take.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// How long one try may take.
+    time: Duration,
+    /// No other try is begun after that. So a server that takes requests and never answers does not cost
+    /// the time of all tries.
+    patience: Duration,
+    /// How long the answer may be, in bytes.
+    bytes: usize,
+}
+
 /// How to talk to a server.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -60,6 +88,9 @@ pub struct Options {
     /// How long nothing may move: no byte of a body taken, no answer. Servers may take their time
     /// for a large checkout.
     pub stall_timeout: Duration,
+    /// How long the whole of a small answer may take: a version, a status, a list. Five times that where
+    /// the server has something to do for it, like taking a job.
+    pub call_timeout: Duration,
     /// How often a call is tried again after a failure that may pass.
     pub retries: usize,
     /// Whether proxies of the environment (`HTTP_PROXY`, …) are used; never for loopback addresses.
@@ -77,6 +108,7 @@ impl Default for Options {
         Self {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(600),
+            call_timeout: Duration::from_secs(30),
             retries: 5,
             proxies: true,
             token: None,
@@ -197,6 +229,24 @@ impl Shaman {
         request
     }
 
+    /// A call to which there is an answer at hand.
+    fn small(&self) -> Bounds {
+        let time = self.options.call_timeout;
+        Bounds { time, patience: 2 * time, bytes: MAX_ANSWER_BYTES }
+    }
+
+    /// A call for which the server has something to do that does not grow with the files.
+    fn medium(&self) -> Bounds {
+        let time = 5 * self.options.call_timeout;
+        Bounds { time, patience: self.options.call_timeout, bytes: MAX_ANSWER_BYTES }
+    }
+
+    /// A call that may take its time.
+    fn large(&self) -> Bounds {
+        let time = self.options.stall_timeout;
+        Bounds { time, patience: 2 * time, bytes: MAX_ANSWER_BYTES }
+    }
+
     fn endpoint(&self, path: &str) -> Url {
         let text = format!("{}{}/{path}", self.base, &wire::SHAMAN[1..]);
         Url::parse(&text).expect("BUG: a base and a plain path make a URL")
@@ -211,7 +261,8 @@ impl Shaman {
     /// # Errors
     /// If there is no answer after all retries, or another answer than the protocol has.
     pub async fn status(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
-        self.retrying(|| self.status_once(id), ClientError::is_transient).await
+        let bounds = self.small();
+        self.retrying(bounds, || self.status_once(id), ClientError::is_transient).await
     }
 
     /// The same, asked once.
@@ -220,7 +271,7 @@ impl Shaman {
     /// If there is no answer, or another answer than the protocol has.
     pub async fn status_once(&self, id: &BlobId) -> Result<BlobStatus, ClientError> {
         let url = self.blob_url(id);
-        Ok(self.json::<(), StatusAnswer>(Method::GET, url, None).await?.0.status)
+        Ok(self.json::<(), StatusAnswer>(self.small(), Method::GET, url, None).await?.0.status)
     }
 
     /// What the server still needs of these files. If it has moved (a redirect), this client goes
@@ -233,10 +284,13 @@ impl Shaman {
         files: Vec<FileSpec>,
     ) -> Result<Vec<FileStatus>, ClientError> {
         const PATH: &str = "checkout/requirements";
+        let said = |file: &FileSpec| ANSWER_BYTES_PER_FILE + JSON_ESCAPE_BYTES * file.path.len();
+        let bytes = MAX_ANSWER_BYTES + files.iter().map(said).sum::<usize>();
+        let bounds = Bounds { bytes, ..self.large() };
         let (url, request) = (self.endpoint(PATH), RequirementsRequest { files });
-        let call = || self.json(Method::POST, url.clone(), Some(&request));
+        let call = || self.json(bounds, Method::POST, url.clone(), Some(&request));
         let (answer, found_at): (RequirementsAnswer, Url) =
-            self.retrying(call, ClientError::is_transient).await?;
+            self.retrying(bounds, call, ClientError::is_transient).await?;
         let suffix = format!("{}/{PATH}", &wire::SHAMAN[1..]);
         if found_at != url
             && let Some(base) = found_at.as_str().strip_suffix(&suffix)
@@ -260,8 +314,10 @@ impl Shaman {
     pub async fn create(&self, path: &str, files: Vec<FileSpec>) -> Result<String, ClientError> {
         let url = self.endpoint("checkout/create");
         let request = CheckoutRequest { checkout_path: path.to_owned(), files };
-        let call = || self.json::<_, CheckoutAnswer>(Method::POST, url.clone(), Some(&request));
-        Ok(self.retrying(call, ClientError::was_not_seen).await?.0.checkout_path)
+        let bounds = self.large();
+        let call =
+            || self.json::<_, CheckoutAnswer>(bounds, Method::POST, url.clone(), Some(&request));
+        Ok(self.retrying(bounds, call, ClientError::was_not_seen).await?.0.checkout_path)
     }
 
     /// Sends one blob. `name` is for the people who read the server's log. If `may_defer`, the
@@ -310,7 +366,7 @@ impl Shaman {
         let request = request.build().map_err(|error| ClientError::Setup { source: error })?;
         let url = request.url().clone();
         let answer = tokio::select! {
-            answer = self.http.execute(request) => answer,
+            answer = DOES_SOMETHING.scope((), self.http.execute(request)) => answer,
             () = pulse.stalled(self.options.stall_timeout) => {
                 return Ok(Err(UploadOutcome::Unknown("the server stopped reading".into())));
             }
@@ -321,6 +377,7 @@ impl Shaman {
                 let reason = error::innermost(&error);
                 return Ok(Err(UploadOutcome::Later { reason, pause: None, reached: false }));
             }
+            Err(error) if error.is_redirect() => return Err(self.unreachable(&error)),
             Err(error) => return Ok(Err(UploadOutcome::Unknown(error::innermost(&error)))),
         };
         if pulse.left_bytes() > FINISH_REST_BYTES {
@@ -357,11 +414,13 @@ impl Shaman {
     /// Tries a call again, with growing pauses, while its errors are of a kind that may pass.
     async fn retrying<T, F: Future<Output = Result<T, ClientError>>>(
         &self,
+        bounds: Bounds,
         call: impl FnMut() -> F,
         may_pass: fn(&ClientError) -> bool,
     ) -> Result<T, ClientError> {
+        let start = Instant::now();
         call.retry(self.pauses())
-            .when(may_pass)
+            .when(|error| may_pass(error) && start.elapsed() < bounds.patience)
             .notify(|error, pause| {
                 tracing::debug!("trying again in {} ms: {error}", pause.as_millis());
             })
@@ -371,11 +430,12 @@ impl Shaman {
     /// Sends one request and reads a JSON answer; also returns where the answer came from.
     async fn json<Q: Serialize, A: DeserializeOwned>(
         &self,
+        bounds: Bounds,
         method: Method,
         url: Url,
         body: Option<&Q>,
     ) -> Result<(A, Url), ClientError> {
-        let (bytes, found_at) = self.bytes(method, url, body).await?;
+        let (bytes, found_at) = self.bytes(bounds, method, url, body).await?;
         match serde_json::from_slice(&bytes) {
             Ok(answer) => Ok((answer, found_at)),
             // Its length was wrong, or there was none to say that it is cut short.
@@ -394,21 +454,43 @@ impl Shaman {
     /// Sends one request and reads an answer of any kind; also returns where it came from.
     async fn bytes<Q: Serialize>(
         &self,
+        bounds: Bounds,
         method: Method,
         url: Url,
         body: Option<&Q>,
     ) -> Result<(Vec<u8>, Url), ClientError> {
-        let mut request = self.request(method, url.clone()).timeout(self.options.stall_timeout);
+        let does_something = method != Method::GET;
+        let mut request = self.request(method, url.clone()).timeout(bounds.time);
         if let Some(body) = body {
             request = request.json(body);
         }
-        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let answer = if does_something {
+            DOES_SOMETHING.scope((), request.send()).await
+        } else {
+            request.send().await
+        };
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
         if !answer.status().is_success() {
             return Err(self.error(answer, &url).await);
         }
         let found_at = answer.url().clone();
-        let bytes = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
-        Ok((bytes.into(), found_at))
+        Ok((self.whole(answer, bounds.bytes).await?, found_at))
+    }
+
+    /// Reads an answer, if it is not longer than this.
+    async fn whole(&self, mut answer: Response, limit: usize) -> Result<Vec<u8>, ClientError> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
+            if bytes.len() + piece.len() > limit {
+                let path = hide_tokens(answer.url().path()).into_owned();
+                return Err(ClientError::NotShaman {
+                    url: self.shown_url(),
+                    reason: format!("its answer to {path} is longer than {limit} bytes"),
+                });
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {
@@ -466,10 +548,21 @@ fn redirect_policy(home: Option<Url>) -> redirect::Policy {
         } else if from == "https" && attempt.url().scheme() == "http" {
             let to = hide_tokens(attempt.url().as_str()).into_owned();
             attempt.error(format!("it redirects to {to}, which is not encrypted"))
+        } else if matches!(attempt.status().as_u16(), 301..=303)
+            && DOES_SOMETHING.try_with(|()| ()).is_ok()
+        {
+            let to = root_of(attempt.url());
+            attempt.error(format!("it redirects to {to}: give that address"))
         } else {
             attempt.follow()
         }
     })
+}
+
+/// The root of the server that an address of its API is of, for people.
+fn root_of(url: &Url) -> String {
+    let root = url.as_str().split(wire::API.trim_end_matches('/')).next().unwrap_or_default();
+    hide_tokens(&format!("{}/", root.trim_end_matches('/'))).into_owned()
 }
 
 fn retry_after(answer: &Response) -> Option<Duration> {

@@ -121,6 +121,16 @@ pub enum BadSetting {
         /// What it was given.
         value: String,
     },
+    /// The number is too small or too large.
+    #[error("the setting {key} takes numbers {range}, not {value}")]
+    Range {
+        /// The name.
+        key: String,
+        /// What it takes.
+        range: String,
+        /// What it was given.
+        value: String,
+    },
     /// Something is not set that must be.
     #[error("missing settings that the job type {job_type} requires: {keys}")]
     Missing {
@@ -252,7 +262,32 @@ impl Setting {
             let (key, choices) = (self.key.clone(), choices.join(", "));
             return Err(BadSetting::Choice { key, choices, value: shortened(&value.to_string()) });
         }
-        Ok(())
+        self.check_range(value)
+    }
+
+    /// The bounds that Blender's own input field would have: it gets these properties.
+    fn check_range(&self, value: &Value) -> Result<(), BadSetting> {
+        // Whoever sets nothing gets the default, whatever it is.
+        let (Some(number), false) = (value.as_f64(), self.default.as_ref() == Some(value)) else {
+            return Ok(());
+        };
+        let bound = |name: &str| self.more.get("propargs")?.get(name).filter(|it| it.is_number());
+        let (min, max) = (bound("min"), bound("max"));
+        let is_below = min.and_then(Value::as_f64).is_some_and(|min| number < min);
+        let is_above = max.and_then(Value::as_f64).is_some_and(|max| number > max);
+        if !is_below && !is_above {
+            return Ok(());
+        }
+        let range = match (min, max) {
+            (Some(min), Some(max)) => format!("from {min} to {max}"),
+            (Some(min), None) => format!("from {min} on"),
+            (None, max) => format!("up to {}", max.unwrap_or(&Value::Null)),
+        };
+        Err(BadSetting::Range {
+            key: self.key.clone(),
+            range,
+            value: shortened(&value.to_string()),
+        })
     }
 }
 
@@ -295,7 +330,9 @@ mod tests {
                 {"key": "count", "type": "int32", "default": 7},
                 {"key": "rate", "type": "float"},
                 {"key": "on", "type": "bool", "default": false, "required": true},
-                {"key": "pick", "type": "string", "choices": ["a", "b"]}
+                {"key": "pick", "type": "string", "choices": ["a", "b"]},
+                {"key": "size", "type": "int32", "default": 0, "propargs": {"min": 1, "max": 9}},
+                {"key": "scale", "type": "float", "propargs": {"min": 0.5, "description": "x"}}
             ]}"#,
         )
         .unwrap()
@@ -330,6 +367,9 @@ mod tests {
             ("rate=1e3", json!(1000.0)),
             ("on=true", json!(true)),
             ("pick=b", json!("b")),
+            ("size=9", json!(9)),
+            ("size=0", json!(0)),
+            ("scale=0.5", json!(0.5)),
         ] {
             let key = pair.split('=').next().unwrap().to_owned();
             assert_eq!(job_type().read(pair).unwrap(), (key, value), "{pair}");
@@ -346,6 +386,9 @@ mod tests {
             ("rate=inf", "takes a number"),
             ("on=1", "takes true or false"),
             ("pick=c", "takes one of a, b, not \"c\""),
+            ("size=-1", "takes numbers from 1 to 9, not -1"),
+            ("size=10", "takes numbers from 1 to 9, not 10"),
+            ("scale=0", "takes numbers from 0.5 on, not 0.0"),
         ] {
             let error = job_type().read(pair).unwrap_err().to_string();
             assert!(error.contains(says), "{pair}: {error}");
@@ -362,7 +405,7 @@ mod tests {
         };
         assert_eq!(
             complete(json!({"text": "x"})),
-            Ok(json!({"text": "x", "count": 7, "on": false}))
+            Ok(json!({"text": "x", "count": 7, "on": false, "size": 0}))
         );
         for (settings, says) in [
             (json!({}), "requires: text"),

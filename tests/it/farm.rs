@@ -151,6 +151,7 @@ fn what_is_no_job_is_refused_and_keeps_nothing() {
         (with(&|job| job["settings"] = json!({})), 400, "requires: frames, blendfile"),
         (set("frames", json!(7)), 400, "frames takes a text, not 7"),
         (set("chunk_size", json!("1")), 400, "chunk_size takes a whole number"),
+        (set("chunk_size", json!(0)), 400, "chunk_size takes numbers from 1 on, not 0"),
         (set("fps", json!(true)), 400, "fps takes a number"),
         (set("more", json!(1)), 400, "no setting \"more\""),
         (with(&|job| job["name"] = "x".repeat(2 << 20).into()), 413, "longer than"),
@@ -174,6 +175,7 @@ fn what_is_no_job_is_refused_and_keeps_nothing() {
         ("DELETE", "jobs/mass-delete"),
         ("GET", "jobs/last-rendered"),
         ("POST", "jobs/none/settag"),
+        ("POST", "worker-mgt/tags"),
     ] {
         server.api(method, path, Value::Null).is_error(501, "needs a Flamenco Manager");
     }
@@ -349,6 +351,40 @@ fn a_command_ends_with_the_server() {
     assert_eq!(job["run"]["output"], pid);
 }
 
+/// Is killed: nobody ends its command but the next server.
+#[test]
+fn a_command_that_outlives_its_server_is_ended_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = dir.path().join("storage");
+    let hook = dir.path().join("hook");
+    let script = "#!/bin/sh\nsetsid sleep 1000 & echo $! > \"$0.daemon\"\nsleep 1000 & echo $! > \"$0.pid\"; wait\n";
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let arguments = ["--hook", hook.to_str().unwrap()];
+    let mut server = ServerProcess::start(dir.path(), &storage, &arguments);
+    let answer = server.connect().api("POST", "jobs", &job("orphan"));
+    let path = format!("/api/v3/jobs/{}", answer.json()["id"].as_str().unwrap());
+    let pid = |of: &str| {
+        let text = fs::read_to_string(dir.path().join(of)).unwrap_or_default();
+        text.strip_suffix('\n').map(str::to_owned)
+    };
+    let stat = |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let runs = |pid: &str| stat(pid).contains("(sleep)") && !stat(pid).contains(") Z ");
+    until(|| pid("hook.pid").is_some_and(|pid| runs(&pid)));
+    let (child, daemon) = (pid("hook.pid").unwrap(), pid("hook.daemon").unwrap());
+    until(|| runs(&daemon));
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    assert!(runs(&child), "it outlives its server");
+    let server = ServerProcess::start(dir.path(), &storage, &arguments);
+    until(|| !runs(&child));
+    assert_eq!(server.connect().get(&path).json()["status"], "failed");
+    assert!(runs(&daemon), "what has made itself independent goes on");
+    drop(server);
+    let daemon = rustix::process::Pid::from_raw(daemon.parse().unwrap()).unwrap();
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+}
+
 #[test]
 fn jobs_have_their_turn_by_priority() {
     let (dir, server) =
@@ -415,6 +451,91 @@ fn a_checkout_that_another_job_uses_stays() {
         assert_eq!(server.api("DELETE", &format!("jobs/{id}"), Value::Null).status, 204);
     }
     assert!(server.storage().join("jobs").exists());
+}
+
+/// A checkout of this many files besides its scene.
+fn checkout(server: &TestServer, path: &str, count: usize) {
+    assert!(matches!(server.upload(b"scene").status, 204 | 208));
+    let mut files = vec![file(b"scene", "scene.blend")];
+    files.extend((0..count).map(|number| file(b"scene", &format!("a/{number}"))));
+    let body = json!({ "checkoutPath": path, "files": files });
+    assert_eq!(server.post_json("checkout/create", &body).status, 200);
+}
+
+/// While a checkout is erased, which takes its time, its job cannot be begun, and none be taken for it.
+#[test]
+fn a_job_that_is_being_deleted_never_begins_without_its_files() {
+    const FILES: usize = 3000;
+    let script = r#"job=$(cat); file=${job#*blendfile\":\"}; file=${file%%\"*}
+        [ -e "$file" ] || echo "$file" >> "$0.missing"
+        case $job in *hurry*) ;; *) sleep 1000 ;; esac"#;
+    let (dir, server) = with_script(script, |_| {});
+    for _ in 0..3 {
+        checkout(&server, "shot", FILES);
+        let mut paused = job("x");
+        paused["initial_status"] = "paused".into();
+        let id = submit(&server, paused.clone());
+        let (addr, deleting) = (server.addr, format!("jobs/{id}"));
+        let deletion = std::thread::spawn(move || {
+            Connection::new(addr).api("DELETE", &deleting, &Value::Null).status
+        });
+        let mut others = Vec::new();
+        until(|| {
+            let answer = set_status(&server, &id, "requeueing");
+            assert!(matches!(answer.status, 204 | 404 | 409 | 422), "{answer:?}");
+            let other = server.api("POST", "jobs", paused.clone());
+            match other.status {
+                200 => others.push(other.json()["id"].as_str().unwrap().to_owned()),
+                status => assert_eq!(status, 409, "{other:?}"),
+            }
+            answer.status == 404
+        });
+        assert_eq!(deletion.join().unwrap(), 204);
+        // Jobs that were taken before that keep it, or were taken when there was none.
+        let is_there = server.storage().join("jobs/shot/scene.blend").exists();
+        for id in &others {
+            let job = ask(&server, &format!("jobs/{id}"));
+            assert!(is_there || job["created"].is_string(), "{job}");
+            server.api("DELETE", &format!("jobs/{id}"), Value::Null);
+        }
+        assert!(!server.storage().join("jobs/shot").exists());
+        // The next has its turn.
+        checkout(&server, "shot", FILES);
+        let next = submit(&server, job("hurry"));
+        until(|| status_of(&server, &next) == "completed");
+        assert_eq!(server.api("DELETE", &format!("jobs/{next}"), Value::Null).status, 204);
+    }
+    let missing = fs::read_to_string(dir.path().join("hook.missing")).unwrap_or_default();
+    assert_eq!(missing, "", "these were not there when a command began");
+}
+
+#[test]
+fn a_checkout_is_kept_and_erased_whatever_a_job_says_of_it() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let with = |id: &str, blend: &str| {
+        let mut job = job(id);
+        job["storage"] = json!({ "shaman_checkout_id": id });
+        job["settings"]["blendfile"] = format!("{{jobs}}/{blend}/scene.blend").into();
+        submit(&server, job)
+    };
+    let delete = |id: &str| {
+        let goes = ask(&server, &format!("jobs/{id}/what-would-delete-do"));
+        assert_eq!(server.api("DELETE", &format!("jobs/{id}"), Value::Null).status, 204);
+        goes["shaman_checkout"] == true
+    };
+    let is_there = |path: &str| server.storage().join("jobs").join(path).exists();
+    // Its id cannot be one, but its file is in one.
+    checkout(&server, "plain", 0);
+    let (odd, even) = (with("plain/", "plain"), with("plain", "plain"));
+    assert!(!delete(&even) && is_there("plain/scene.blend"));
+    assert!(delete(&odd) && !is_there("plain"));
+    // A folder of checkouts is none, and goes with no job; what is in it stays.
+    checkout(&server, "folder/one", 0);
+    checkout(&server, "folder/two", 0);
+    let folder = with("folder", "elsewhere");
+    assert!(!delete(&folder) && is_there("folder/one/scene.blend"));
+    let folder = with("folder", "folder/one");
+    assert!(delete(&folder) && !is_there("folder/one") && is_there("folder/two/scene.blend"));
 }
 
 #[test]

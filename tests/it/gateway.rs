@@ -1492,3 +1492,84 @@ fn the_program_says_what_is_behind_it() {
     let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
     assert!(text.contains("http://farm/t/…/") && !text.contains("secret"), "{text}");
 }
+
+/// A Manager whose host only a proxy knows.
+#[test]
+fn the_manager_is_reached_through_the_proxy_of_the_environment() {
+    let proxy = StdListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let heads = Arc::new(Mutex::new(Vec::<String>::new()));
+    let seen = heads.clone();
+    std::thread::spawn(move || {
+        for client in proxy.incoming() {
+            let mut client = client.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if client.read(&mut byte).unwrap_or(0) == 0 {
+                    break;
+                }
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let (status, body) = match head.starts_with("GET http://") {
+                true => ("200 OK", r#"{"version":"3.9","name":"Far Away"}"#),
+                false => ("403 Forbidden", "{}"),
+            };
+            seen.lock().unwrap().push(head);
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = client.write_all(answer.as_bytes());
+        }
+    });
+    let proxy = format!("http://user:secret@{address}");
+    let home = tempfile::tempdir().unwrap();
+    let asked = |manager: &str, variable: &str, value: &str, without: &str| {
+        heads.lock().unwrap().clear();
+        let mut command = farmhand(home.path());
+        command.env(variable, value).env("NO_PROXY", without).stderr(std::process::Stdio::null());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--manager", manager, "--storage"]);
+        let server = ServerProcess::spawn(command.arg(home.path().join("storage")));
+        let answer = server.connect().get("/api/v3/version");
+        (answer, heads.lock().unwrap().clone())
+    };
+    let (answer, heads) = asked("http://farm.invalid:8080/x", "HTTP_PROXY", &proxy, "other");
+    assert_eq!((answer.status, &answer.json()["name"]), (200, &json!("Far Away")));
+    let head = heads.last().unwrap();
+    assert!(
+        head.starts_with("GET http://farm.invalid:8080/x/api/v3/version HTTP/1.1\r\n"),
+        "{head}"
+    );
+    assert!(head.to_lowercase().contains("proxy-authorization: basic dxnlcjpzzwnyzxq="), "{head}");
+    assert!(head.to_lowercase().contains("host: farm.invalid:8080"), "{head}");
+    let (answer, heads) = asked("https://farm.invalid/", "HTTPS_PROXY", &proxy, "");
+    is_gateway_error(&answer, 502, "cannot be reached");
+    let head = heads.last().unwrap();
+    assert!(head.starts_with("CONNECT farm.invalid:443 HTTP/1.1\r\n"), "{head}");
+    assert!(head.to_lowercase().contains("proxy-authorization: basic"), "{head}");
+    // Others are reached directly, and this machine always.
+    let gone = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (manager, without) in
+        [("http://farm.invalid/".to_owned(), "farm.invalid"), (format!("http://{gone}"), "")]
+    {
+        let (answer, heads) = asked(&manager, "HTTP_PROXY", &proxy, without);
+        is_gateway_error(&answer, 502, "cannot be reached");
+        assert_eq!(heads, Vec::<String>::new(), "{manager}");
+    }
+    let mut command = farmhand(home.path());
+    command.env("ALL_PROXY", "socks5://user:secret@proxy:1080");
+    command.args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--manager",
+        "http://farm.invalid/",
+        "--storage",
+    ]);
+    let output = command.arg(home.path().join("storage")).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("NO_PROXY") && !text.contains("secret"), "{text}");
+}

@@ -7,12 +7,14 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use farmhand::{
+    client::{Options, Shaman},
     jobs::JobStatus,
     server::{FarmOptions, Hook},
 };
@@ -31,6 +33,12 @@ enum Instead {
     Answer(u16, &'static str, &'static str),
     /// It is passed on, and the connection breaks before the answer.
     LoseAnswer,
+    /// It is passed on when [`Script::late`] is set; the client does not wait for that.
+    Late,
+    /// There is never an answer.
+    Silence,
+    /// This is answered, and then something, without end.
+    Endless(&'static str),
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +47,100 @@ struct Script {
     rules: Vec<(&'static str, &'static str, Instead)>,
     /// All heads.
     heads: Vec<String>,
+    /// Answers to requests that are not about files.
+    manager: Option<Go>,
+    late: bool,
+}
+
+/// A Manager as its server, which is written in Go, answers.
+#[derive(Debug, Default)]
+struct Go {
+    /// The jobs, as they were submitted, and what they are at.
+    jobs: Vec<(Value, &'static str)>,
+}
+
+impl Go {
+    /// Job 0, 1, …
+    fn id(number: usize) -> String {
+        format!("a2b1c0d9-0000-4000-8000-{number:012}")
+    }
+
+    /// Optional fields that are empty are left out or not, as it happens.
+    fn job(&self, number: usize) -> String {
+        let (job, status) = &self.jobs[number];
+        format!(
+            r#"{{"activity":"","created":"2026-01-02T03:04:05.123456789+02:00","id":"{}","initial_status":null,
+            "metadata":null,"name":{},"priority":{},"settings":{},"status":"{status}","steps_completed":null,
+            "storage":{},"submitter_platform":"","type":{},"updated":"2026-01-02T03:04:05Z",
+            "was_submitted_by":{{"new":["field"]}},"worker_tag":null}}"#,
+            Self::id(number),
+            job["name"],
+            job["priority"],
+            job["settings"],
+            job["storage"],
+            job["type"],
+        )
+    }
+
+    fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        let parts: Vec<&str> = path.trim_start_matches("/api/v3/").split('/').collect();
+        let found = |id: &str| (0..self.jobs.len()).find(|number| Self::id(*number) == id);
+        let none = || (404, r#"{"code":404,"message":"no such job"}"#.to_owned());
+        match (method, &parts[..]) {
+            ("GET", ["version"]) => (
+                200,
+                r#"{"git":"v3.8","name":"Flamenco","shortversion":"3.8","version":"3.8"}"#.into(),
+            ),
+            ("GET", ["configuration", ..]) => (
+                200,
+                r#"{"audience":"users","location":"/x","platform":"linux","shamanEnabled":true}"#.into(),
+            ),
+            ("GET", ["jobs", "types"]) => (
+                200,
+                r#"{"job_types":[{"description":null,"etag":"e","label":"Other","name":"other","settings":null},
+                {"description":"","etag":"e","label":"Render","name":"simple-blender-render","settings":[
+                {"autoeval":null,"choices":null,"default":null,"description":"","editable":null,"evalInfo":null,
+                "key":"frames","propargs":null,"required":true,"subtype":"","type":"string","visible":null},
+                {"key":"blendfile","required":true,"type":"string","visible":"web"}]}]}"#
+                    .into(),
+            ),
+            ("GET", ["worker-mgt", "tags"]) => (200, r#"{"tags":null}"#.into()),
+            ("POST", ["jobs", "check"]) => (204, String::new()),
+            ("POST", ["jobs"]) => {
+                self.jobs.push((serde_json::from_slice(body).unwrap(), "queued"));
+                (200, self.job(self.jobs.len() - 1))
+            }
+            ("GET", ["jobs"]) => {
+                let jobs: Vec<_> = (0..self.jobs.len()).map(|number| self.job(number)).collect();
+                (200, format!(r#"{{"jobs":[{}]}}"#, jobs.join(",")))
+            }
+            ("GET", ["jobs", id]) => match found(id) {
+                Some(number) => (200, self.job(number)),
+                None => none(),
+            },
+            ("GET", ["jobs", _, "what-would-delete-do"]) => {
+                (200, r#"{"shaman_checkout":true}"#.into())
+            }
+            ("DELETE", ["jobs", id]) => match found(id) {
+                Some(number) => {
+                    self.jobs.remove(number);
+                    (204, String::new())
+                }
+                None => none(),
+            },
+            ("POST", ["jobs", id, "setstatus"]) => {
+                let Some(number) = found(id) else { return none() };
+                let wish: Value = serde_json::from_slice(body).unwrap();
+                self.jobs[number].1 = match wish["status"].as_str().unwrap() {
+                    "cancel-requested" => "cancel-requested",
+                    "requeueing" => "requeueing",
+                    other => panic!("{other}"),
+                };
+                (204, String::new())
+            }
+            _ => panic!("{method} {path}"),
+        }
+    }
 }
 
 /// A Manager: passes on what no rule is about.
@@ -51,7 +153,7 @@ impl Front {
     fn start(server: &TestServer, rules: &[(&'static str, &'static str, Instead)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let script = Arc::new(Mutex::new(Script { rules: rules.to_vec(), heads: Vec::new() }));
+        let script = Arc::new(Mutex::new(Script { rules: rules.to_vec(), ..Script::default() }));
         let (shared, server) = (script.clone(), server.addr);
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -60,6 +162,19 @@ impl Front {
             }
         });
         Self { addr, script }
+    }
+
+    /// One that is no farmhand but for the files.
+    fn go(files: &TestServer, rules: &[(&'static str, &'static str, Instead)]) -> Self {
+        let front = Self::start(files, rules);
+        front.script.lock().unwrap().manager = Some(Go::default());
+        front
+    }
+
+    /// What Go's job is at from now on.
+    fn set(&self, number: usize, status: &'static str) {
+        let mut script = self.script.lock().unwrap();
+        script.manager.as_mut().unwrap().jobs[number].1 = status;
     }
 
     fn url(&self) -> String {
@@ -112,11 +227,49 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
             client.write_all(answer.as_bytes()).unwrap();
             continue;
         }
+        match rule {
+            Some(Instead::Silence) => {
+                // Until the client gives up.
+                let _ = reader.read_to_end(&mut Vec::new());
+                return;
+            }
+            Some(Instead::Endless(start)) => {
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n{start}"
+                );
+                let mut sent = client.write_all(head.as_bytes());
+                while sent.is_ok() {
+                    sent = client.write_all(&[b' '; 1 << 16]);
+                }
+                return;
+            }
+            Some(Instead::Late) => until(|| script.lock().unwrap().late),
+            _ => {}
+        }
+        let go = {
+            let mut script = script.lock().unwrap();
+            let manager = script.manager.as_mut().filter(|_| !path.contains("/shaman/"));
+            manager.map(|go| go.answer(method, path, &body))
+        };
+        if let Some((status, text)) = go {
+            if matches!(rule, Some(Instead::LoseAnswer)) {
+                return;
+            }
+            let length = match status {
+                204 => String::new(),
+                _ => format!("Content-Length: {}\r\n", text.len()),
+            };
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{length}\r\n{text}"
+            );
+            client.write_all(answer.as_bytes()).unwrap();
+            continue;
+        }
         let mut connection = Connection::new(server);
         connection.send(head.as_bytes());
         connection.send(&body);
         let answer = connection.answer();
-        if rule.is_some() {
+        if matches!(rule, Some(Instead::LoseAnswer)) {
             return;
         }
         let lines = answer.head.lines().filter(|line| {
@@ -267,6 +420,8 @@ fn what_is_wrong_with_a_job_is_said_before_anything_is_sent() {
         ),
         (&["-s", "frames=1", "-s", "fps=fast"], 2, "fps takes a number"),
         (&["-s", "other=1"], 2, "no setting \"other\"; it has frames, chunk_size"),
+        (&["-s", "frames=1", "-s", "chunk_size=0"], 2, "chunk_size takes numbers from 1 on, not 0"),
+        (&["-s", "frames=1", "-s", "blendfile=/x.blend"], 2, "leave this setting out"),
         (
             &["--type", "nuke"],
             2,
@@ -360,6 +515,88 @@ fn a_job_that_is_refused_sends_nothing_or_takes_its_checkout_away() {
     let output = submit(&dir, &file, &front.url(), &[&FRAMES[..], &["--as", "mine"]].concat());
     failed(&output, 1, "its checkout mine is left on the server");
     front.all_rules_were_needed();
+}
+
+/// Fields that are empty, `null` or missing, fields and a status that nobody knows.
+#[test]
+fn a_manager_is_understood_however_it_writes_its_answers() {
+    let files = TestServer::start();
+    let (dir, file) = project();
+    let front = Front::go(&files, &[("POST", "/v3/jobs", Instead::LoseAnswer)]);
+    let url = front.url();
+    let ids = [Go::id(0), Go::id(1), Go::id(2)];
+    // Taken, although its answer does not come.
+    assert_eq!(succeeded(&submit(&dir, &file, &url, &FRAMES)).trim(), ids[0]);
+    front.all_rules_were_needed();
+    assert_eq!(succeeded(&submit(&dir, &file, &url, &FRAMES)).trim(), ids[1]);
+    assert_eq!(checkouts_of(&files).len(), 2);
+
+    front.set(0, "archived");
+    let list = succeeded(&job(&dir, &url, &["list"]));
+    assert_eq!(list.lines().count(), 3);
+    assert!(list.contains("archived") && list.contains("2026-01-02T01:04:05Z"), "{list}");
+    let list = succeeded(&job(&dir, &url, &["list", "--json"]));
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(list["jobs"][0]["submitter_platform"], "");
+    let shown = succeeded(&job(&dir, &url, &["show", &ids[0]]));
+    assert!(shown.contains("status     archived") && shown.contains("checkout   "), "{shown}");
+    assert_eq!(succeeded(&job(&dir, &url, &["cancel", &ids[0]])).trim(), "cancel-requested");
+    assert_eq!(succeeded(&job(&dir, &url, &["requeue", &ids[0]])).trim(), "requeueing");
+
+    let script = front.script.clone();
+    let waiter = thread::spawn(move || {
+        until(|| {
+            let mut script = script.lock().unwrap();
+            let is_asked = script.heads.iter().any(|head| head.contains(&Go::id(2)));
+            if is_asked {
+                script.manager.as_mut().unwrap().jobs[2].1 = "completed";
+            }
+            is_asked
+        });
+    });
+    let output = submit(&dir, &file, &url, &[&FRAMES[..], &["--wait", "--json"]].concat());
+    waiter.join().unwrap();
+    let answer: Value = serde_json::from_str(&succeeded(&output)).unwrap();
+    assert_eq!((&answer["job_id"], &answer["status"]), (&json!(ids[2]), &json!("completed")));
+    assert!(answer["job_url"].as_str().unwrap().ends_with(&format!("/app/jobs/{}", ids[2])));
+    assert!(succeeded(&job(&dir, &url, &["delete", &ids[2]])).contains("and its checkout"));
+    failed(&job(&dir, &url, &["show", &ids[2]]), 4, "no such job");
+    failed(&job(&dir, &url, &["delete", &ids[2]]), 4, "no such job");
+}
+
+/// What is between here and there gives up, and the Manager takes the job after that.
+#[test]
+fn a_job_that_is_taken_late_has_its_files() {
+    let manager = TestServer::farm_for_others();
+    let (dir, file) = project();
+    let storage = dir.path().join("storage");
+    let front = Front::start(&manager, &[("POST", "/v3/jobs", Instead::Late)]);
+    let mut command = farmhand(dir.path());
+    command.env("FARMHAND_SERVE_MANAGER_TIMEOUT", "1 s").stderr(Stdio::null());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--manager", &front.url(), "--storage"]);
+    let gateway = ServerProcess::spawn(command.arg(&storage));
+    let more = [&FRAMES[..], &["--as", "late"]].concat();
+    let output = submit(&dir, &file, &gateway.url, &more);
+    failed(&output, 5, "it is not known whether the job was taken: look with `farmhand job list`");
+    assert!(text(&output.stderr).contains("in the checkout late"), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("run this again"), "{}", text(&output.stderr));
+    front.script.lock().unwrap().late = true;
+    until(|| jobs_of(&manager).len() == 1);
+    assert_eq!(jobs_of(&manager)[0]["storage"]["shaman_checkout_id"], "late");
+    assert_eq!(tree(&storage.join("jobs/late")), tree(&dir.path().join("all/project")));
+
+    // Any other proxy that gives up.
+    for (number, status) in [408, 502, 503, 504].into_iter().enumerate() {
+        let rule = Instead::Answer(status, "text/html", "<html>");
+        // One is tried again, as nothing was seen of it.
+        let times = if status == 503 { 6 } else { 1 };
+        let front = Front::start(&manager, &vec![("POST", "/v3/jobs", rule); times]);
+        let name = format!("proxy-{number}");
+        let output = submit(&dir, &file, &front.url(), &[&FRAMES[..], &["--as", &name]].concat());
+        assert!(text(&output.stderr).contains(&format!("in the checkout {name}")), "{status}");
+        assert!(checkouts_of(&manager).contains(&name), "{status}");
+        front.all_rules_were_needed();
+    }
 }
 
 #[test]
@@ -557,7 +794,15 @@ fn only_what_a_file_needs_is_sent_if_that_is_asked_for() {
     let strict = submit_needed(&dir, &file, &url, &tool).arg("--strict").output().unwrap();
     failed(&strict, 4, "gone.png");
 
+    assert!(text(&output.stderr).contains("it is needed, and not there"));
+    // Not there and not even in the project.
     let outside = dir.path().join("outside.png");
+    let warning =
+        format!("echo 'x WARNING  Path {} does not exist for <BlockUsage>' >&2", outside.display());
+    let tool = bat(&dir, &json!({ file_text: [wood_text] }).to_string(), &warning);
+    failed(&submit_needed(&dir, &file, &url, &tool).output().unwrap(), 2, "outside.png");
+    let tool = bat(&dir, &json!({ file_text: [outside, wood_text] }).to_string(), "");
+    failed(&submit_needed(&dir, &file, &url, &tool).output().unwrap(), 2, "outside.png");
     fs::write(&outside, "x").unwrap();
     let tool = bat(&dir, &json!({ file_text: [outside, wood_text] }).to_string(), "");
     failed(&submit_needed(&dir, &file, &url, &tool).output().unwrap(), 2, "outside.png");
@@ -622,4 +867,142 @@ fn headers_are_shown_to_the_server_alone_and_to_nobody_else() {
     shown.env("FARMHAND_HEADERS", "X-Auth: a-secret").args(["config", "show"]);
     let shown = text(&shown.output().unwrap().stdout);
     assert!(shown.contains("headers") && !shown.contains("a-secret"), "{shown}");
+}
+
+/// A client that is in a hurry.
+fn hasty(url: &str) -> (Shaman, tokio::runtime::Runtime) {
+    let options = Options { call_timeout: Duration::from_millis(200), ..Options::default() };
+    (Shaman::new(url, options).unwrap(), tokio::runtime::Runtime::new().unwrap())
+}
+
+#[test]
+fn a_manager_that_never_answers_is_given_up_soon() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let rules = vec![("GET", "/version", Instead::Silence); 6];
+    let front = Front::start(&server, &rules);
+    let (client, runtime) = hasty(&front.url());
+    let error = runtime.block_on(client.version()).unwrap_err().to_string();
+    assert!(error.contains("does not answer in time"), "{error}");
+    // Failures that come at once would be tried more often.
+    assert!((2..=3).contains(&front.requests("/version").len()), "{:?}", front.requests(""));
+    let front = Front::start(&server, &vec![("POST", "/jobs/check", Instead::Silence); 6]);
+    let (client, runtime) = hasty(&front.url());
+    let job = json!({ "name": "x", "type": "x", "priority": 1, "submitter_platform": "linux" });
+    let job = serde_json::from_value(job).unwrap();
+    let error = runtime.block_on(client.check_job(&job)).unwrap_err().to_string();
+    assert!(error.contains("does not answer in time"), "{error}");
+    assert_eq!(front.requests("/jobs/check").len(), 1);
+}
+
+#[test]
+fn an_answer_without_end_is_not_read_to_its_end() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    for (method, path) in [("GET", "/version"), ("GET", "/v3/jobs"), ("POST", "/requirements")] {
+        let rules = [(method, path, Instead::Endless("{"))];
+        let front = Front::start(&server, &rules);
+        let options = Options::default();
+        let mut client = Shaman::new(&front.url(), options).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let error = runtime.block_on(async {
+            match path {
+                "/version" => client.version().await.map(drop),
+                "/v3/jobs" => client.jobs().await.map(drop),
+                _ => client.requirements(Vec::new()).await.map(drop),
+            }
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("is longer than 67108864 bytes"), "{error}");
+        front.all_rules_were_needed();
+    }
+}
+
+#[test]
+fn what_a_server_says_does_nothing_to_a_terminal() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let evil =
+        r#"{"code": 400, "message": "no\u001b]0;owned\u0007\u009b2J\nfarmhand: all is well"}"#;
+    for (method, path) in [("POST", "/jobs/check"), ("GET", "/v3/jobs")] {
+        let front = Front::start(&server, &[(method, path, Instead::Answer(400, JSON, evil))]);
+        let output = match method {
+            "POST" => submit(&dir, &file, &front.url(), &FRAMES),
+            _ => job(&dir, &front.url(), &["list"]),
+        };
+        let error = text(&output.stderr);
+        assert_eq!(
+            error.lines().filter(|line| line.starts_with("farmhand: ")).count(),
+            1,
+            "{error}"
+        );
+        assert!(error.contains(r"no\u{1b}]0;owned\u{7}\u{9b}2J"), "{error:?}");
+        assert!(!error.contains(|c: char| c.is_control() && c != '\n'), "{error:?}");
+        front.all_rules_were_needed();
+    }
+}
+
+#[test]
+fn a_server_that_sends_all_requests_elsewhere_is_named_with_the_place() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let to = |path: &str| -> &'static str {
+        let to = format!("text/html\r\nLocation: {}/farm/api/v3/{path}", server.url());
+        Box::leak(to.into_boxed_str())
+    };
+    for (method, path, real) in [
+        ("POST", "/jobs/check", "jobs/check"),
+        ("POST", "/requirements", "shaman/checkout/requirements"),
+        ("POST", "/v3/jobs", "jobs"),
+    ] {
+        for status in [301, 302, 303] {
+            let rule = (method, path, Instead::Answer(status, to(real), ""));
+            let front = Front::start(&server, &[rule]);
+            let output = submit(&dir, &file, &front.url(), &FRAMES);
+            let says = format!("it redirects to {}/farm/: give that address", server.url());
+            failed(&output, 2, &says);
+            front.all_rules_were_needed();
+        }
+    }
+    assert_eq!(jobs_of(&server), Vec::<Value>::new());
+}
+
+#[test]
+fn waiting_ends_with_the_job_or_in_time() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let more = [&FRAMES[..], &["--wait", "--wait-timeout", "1s"]].concat();
+    failed(&submit(&dir, &file, &server.url(), &more), 8, "it goes on: see `farmhand job show");
+    let front = Front::start(&server, &[]);
+    let (script, addr) = (front.script.clone(), server.addr);
+    let deleter = thread::spawn(move || {
+        let mut path = String::new();
+        until(|| {
+            let script = script.lock().unwrap();
+            let asked =
+                |head: &&String| head.starts_with("GET /api/v3/jobs/") && head.contains('-');
+            let mut ids = script.heads.iter().filter(asked).filter_map(|head| {
+                let id = head.split(' ').nth(1)?.rsplit('/').next()?;
+                (id.len() == A_JOB.len()).then(|| format!("jobs/{id}"))
+            });
+            path = ids.next_back().unwrap_or_default();
+            !path.is_empty()
+        });
+        assert_eq!(Connection::new(addr).api("DELETE", &path, &Value::Null).status, 204);
+    });
+    let more = [&FRAMES[..], &["--wait", "--paused"]].concat();
+    let output = submit(&dir, &file, &front.url(), &more);
+    deleter.join().unwrap();
+    failed(&output, 1, "was deleted while it was waited for");
+    assert!(text(&output.stderr).contains("this waits until somebody starts it"));
+}
+
+#[test]
+fn a_server_without_job_types_is_said_to_have_none() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    for none in [r#"{"job_types": []}"#, r#"{"job_types": null}"#] {
+        let front =
+            Front::start(&server, &[("GET", "/jobs/types", Instead::Answer(200, JSON, none))]);
+        failed(&submit(&dir, &file, &front.url(), &FRAMES), 2, "has no job types at all");
+    }
+    nothing_was_sent(&server);
 }

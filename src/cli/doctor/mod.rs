@@ -181,7 +181,12 @@ fn folders(settings: &Settings, dirs: Vec<PathBuf>) -> Vec<Folder> {
 
 async fn server(settings: &Settings, url: &str) -> Vec<Check> {
     let client = settings.client_options().and_then(|options| {
-        let options = client::Options { stall_timeout: PATIENCE, retries: 0, ..options };
+        let options = client::Options {
+            stall_timeout: PATIENCE,
+            call_timeout: PATIENCE,
+            retries: 0,
+            ..options
+        };
         Ok(Shaman::new(url, options)?)
     });
     match client {

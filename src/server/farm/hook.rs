@@ -27,6 +27,9 @@ const OUTPUT_BYTES: usize = 64 << 10;
 /// How long after its end its output is still read: something it started may hold it open.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// The variable that tells a command, and all that it starts, which job they are for.
+pub(super) const JOB_ID: &str = "FARMHAND_JOB_ID";
+
 /// A command that jobs are given to.
 #[derive(Debug, Clone)]
 pub struct Hook {
@@ -169,7 +172,7 @@ async fn perform(
     let mut command = Command::new(program);
     command
         .args(&hook.command[1.min(hook.command.len())..])
-        .env("FARMHAND_JOB_ID", &id)
+        .env(JOB_ID, &id)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -2,12 +2,14 @@
 //! command that they are given to. Flamenco's Blender add-on connects and submits to it.
 
 mod hook;
+#[cfg(target_os = "linux")]
+mod orphans;
 mod routes;
 mod types;
 mod variables;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -43,6 +45,26 @@ pub struct Options {
     pub hook: Option<Hook>,
 }
 
+/// What is being deleted: jobs, by their ids, that nothing else may happen to, and checkouts that no job
+/// may be taken for.
+#[derive(Debug, Default)]
+struct Going {
+    jobs: HashSet<String>,
+    checkouts: HashSet<String>,
+}
+
+impl Going {
+    /// The checkout that goes and that a job with this one, or with its .blend at this path below the
+    /// checkouts, would use.
+    fn needed_by(&self, checkout: Option<&str>, blend: Option<&str>) -> Option<&String> {
+        let is_in = |path: &str, dir: &str| {
+            path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let mut going = self.checkouts.iter();
+        going.find(|dir| [checkout, blend].into_iter().flatten().any(|path| is_in(path, dir)))
+    }
+}
+
 /// Jobs without a Manager.
 #[derive(Debug)]
 pub struct Farm {
@@ -54,26 +76,33 @@ pub struct Farm {
     /// The directory of checkouts.
     checkouts: PathBuf,
     running: Mutex<AllRunning>,
+    /// What is being deleted. Locked after `running`, if both are.
+    going: Mutex<Going>,
     /// There may be a job whose turn it is.
     wake: Notify,
-    /// Held while jobs are taken, and while one is deleted: so a checkout is not erased while a job that
-    /// uses it is being taken.
+    /// Held while a job is taken, and while it is settled whether a checkout goes with its job: so none is
+    /// erased that a job just taken uses. Not while it is erased, which may take long.
     taking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Farm {
-    /// Opens the jobs that are kept in a store's directory.
+    /// Opens the jobs that are kept in a store's directory. Where processes can be told (Linux), what the
+    /// commands of a server that was killed have left running is ended.
     ///
     /// # Errors
     /// If they cannot be read.
     pub fn open(store: &Store, options: Options) -> Result<Arc<Self>, LedgerError> {
+        let ledger = Ledger::open(&store.state_dir())?;
+        #[cfg(target_os = "linux")]
+        orphans::end(ledger.interrupted());
         Ok(Arc::new(Self {
             types: JobTypes::new(options.types.clone()),
             options,
-            ledger: Ledger::open(&store.state_dir())?,
+            ledger,
             storage: store.dir().to_owned(),
             checkouts: store.checkouts_dir(),
             running: Mutex::default(),
+            going: Mutex::default(),
             wake: Notify::new(),
             taking: Arc::default(),
         }))
@@ -81,6 +110,10 @@ impl Farm {
 
     fn running(&self) -> MutexGuard<'_, AllRunning> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn going(&self) -> MutexGuard<'_, Going> {
+        self.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where somebody on this platform finds the storage.

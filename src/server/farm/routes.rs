@@ -1,12 +1,12 @@
 //! The endpoints.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fs::DirEntry, io, sync::Arc};
 
 use axum::{
     Extension, Json,
     body::Body,
     extract::{FromRequestParts, Path, State},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ pub(in crate::server) fn routes(farm: Arc<Farm>) -> OpenApiRouter<App> {
         .routes(routes!(configuration))
         .routes(routes!(shared_storage))
         .routes(routes!(variables))
-        .routes(routes!(tags))
+        .routes(routes!(tags, create_tag))
         .routes(routes!(job_types))
         .routes(routes!(job_type))
         .routes(routes!(check))
@@ -266,6 +266,15 @@ async fn tags() -> Json<Tags> {
     Json(Tags { tags: [] })
 }
 
+/// There are no workers here to be put into groups
+#[utoipa::path(
+    post, path = "/worker-mgt/tags", operation_id = "createWorkerTag", tag = "farm",
+    responses((status = 501, description = "This is not served here", body = Problem))
+)]
+async fn create_tag(method: Method, uri: Uri) -> ApiError {
+    crate::server::routes::not_here(&method, &uri)
+}
+
 /// All types of jobs.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AvailableJobTypes)]
@@ -421,6 +430,7 @@ struct JobAnswer {
         (status = 200, description = "It is taken", body = JobAnswer),
         (status = 400, description = "The job is not as expected", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 409, description = "Its checkout is being erased with its job", body = Problem),
         (status = 412, description = "The type of job has changed: fetch the types again", body = Problem),
         (status = 413, description = "The request is too long", body = Problem),
         (status = 415, description = "It is not sent as application/json", body = Problem),
@@ -445,6 +455,13 @@ async fn submit(
             let meanings = taking.meanings(Audience::Users, submitted.submitter_platform);
             abbreviate(&mut submitted.settings, &meanings);
             let checkout = checkout_used(&store, &submitted)?;
+            let blend = checkout_of(&submitted.settings);
+            if let Some(gone) = taking.going().needed_by(checkout.as_deref(), blend) {
+                return Err(ApiError::new(
+                    StatusCode::CONFLICT,
+                    format!("the checkout {gone:?} is being erased with its job: make another one"),
+                ));
+            }
             let now = now();
             let job = Job {
                 status: submitted.initial_status.unwrap_or(JobStatus::Queued),
@@ -469,14 +486,33 @@ async fn submit(
     Ok(Json(JobAnswer { job, run: None }))
 }
 
-/// The checkout that a job's files are in: what it says, or else what its .blend is in.
+/// The checkout that a job's files are in: what it says, if that is one; or else what its .blend is in, so
+/// that this one is kept whatever else the job says.
 fn checkout_used(store: &Store, job: &SubmittedJob) -> Result<Option<String>, ApiError> {
-    let storage = job.storage.as_ref();
-    if let Some(id) = storage.and_then(|storage| storage.shaman_checkout_id.clone()) {
-        return Ok(id.parse().ok().map(|checkout: CheckoutPath| checkout.as_str().to_owned()));
+    let said = job.storage.as_ref().and_then(|storage| storage.shaman_checkout_id.as_deref());
+    let said = said.and_then(|id| id.parse::<CheckoutPath>().ok());
+    if let Some(said) = said.as_ref().filter(|said| !is_folder(store, said)) {
+        return Ok(Some(said.as_str().to_owned()));
     }
-    let Some(path) = checkout_of(&job.settings) else { return Ok(None) };
-    Ok(store.checkout_above(path)?.map(|checkout| checkout.as_str().to_owned()))
+    let found = match checkout_of(&job.settings) {
+        Some(path) => store.checkout_above(path)?,
+        None => None,
+    };
+    Ok(found.or(said).map(|checkout| checkout.as_str().to_owned()))
+}
+
+/// Whether this is a directory that has no file in it and is not on record: there may be checkouts in it,
+/// but it is none.
+fn is_folder(store: &Store, checkout: &CheckoutPath) -> bool {
+    let Ok(mut entries) = std::fs::read_dir(store.checkouts_dir().join(checkout.as_str())) else {
+        return false;
+    };
+    let is_dir = |entry: io::Result<DirEntry>| entry?.file_type().map(|kind| kind.is_dir());
+    // What cannot be found out is not one for certain.
+    entries.all(|entry| is_dir(entry).unwrap_or(false))
+        && store
+            .checkout_above(&format!("{checkout}/x"))
+            .is_ok_and(|found| found.as_ref() != Some(checkout))
 }
 
 /// All jobs.
@@ -555,10 +591,21 @@ struct Deletion {
     shaman_checkout: bool,
 }
 
+fn being_deleted(id: &str) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, format!("the job {id} is being deleted"))
+}
+
 /// The checkout that goes with a job: if it is one of ours, and no other job uses it.
-fn goes_with(farm: &Farm, entry: &Entry) -> Result<Option<CheckoutPath>, LedgerError> {
+fn goes_with(
+    farm: &Farm,
+    store: &Store,
+    entry: &Entry,
+) -> Result<Option<CheckoutPath>, LedgerError> {
     let checkout = entry.checkout.as_deref().and_then(|text| text.parse().ok());
     let Some(checkout): Option<CheckoutPath> = checkout else { return Ok(None) };
+    if is_folder(store, &checkout) {
+        return Ok(None);
+    }
     let is_shared = farm.ledger.is_shared(checkout.as_str(), &entry.job.id)?;
     Ok((!is_shared).then_some(checkout))
 }
@@ -578,7 +625,8 @@ async fn what_would_delete_do(
     State(app): State<App>,
     NamedJob(farm, entry): NamedJob,
 ) -> Result<Json<Deletion>, ApiError> {
-    let goes = app.exec.blocking(move || goes_with(&farm, &entry)).await?;
+    let store = app.store.clone();
+    let goes = app.exec.blocking(move || goes_with(&farm, &store, &entry)).await?;
     Ok(Json(Deletion { shaman_checkout: goes.is_some() }))
 }
 
@@ -589,7 +637,7 @@ async fn what_would_delete_do(
     responses(
         (status = 204, description = "It is gone"),
         (status = 404, description = "There is none", body = Problem),
-        (status = 409, description = "Its checkout is a folder with checkouts in it", body = Problem),
+        (status = 409, description = "It is being deleted already", body = Problem),
         (status = 500, description = "It cannot be deleted", body = Problem),
         (status = 501, description = "This is not served here", body = Problem),
     )
@@ -598,37 +646,94 @@ async fn delete(
     State(app): State<App>,
     NamedJob(farm, entry): NamedJob,
 ) -> Result<StatusCode, ApiError> {
-    let turn = farm.taking.clone().lock_owned().await;
     let id = entry.job.id.clone();
+    let mut parting = Parting::begin(&farm, &id)?;
     // Not given to the command any more, and taken from it if it has it.
-    let running = change(&app, &farm, &id, |mut entry| {
-        entry.job.status = JobStatus::Canceled;
-        Ok(entry)
-    })
-    .await?;
+    let asked = farm.clone();
+    let (parting, running) = app
+        .exec
+        .blocking(move || {
+            let running = parting.end_job()?;
+            Ok::<_, ApiError>((parting, running))
+        })
+        .await?;
     if let Some(running) = running {
         running.cancel.cancel();
         running.ended.cancelled().await;
     }
-    let (store, farm) = (app.store.clone(), farm.clone());
+    // Held by what does it, which goes on when the client has gone.
+    let turn = asked.taking.clone().lock_owned().await;
+    let store = app.store.clone();
     app.exec
         .compute(move || {
-            if let Some(checkout) = goes_with(&farm, &entry)? {
+            let mut parting = parting;
+            let goes = goes_with(&asked, &store, &entry)?;
+            if let Some(checkout) = &goes {
+                parting.take_along(checkout);
+            } else {
+                asked.ledger.remove(&id)?;
+            }
+            // Others are taken meanwhile, but none for this checkout.
+            drop(turn);
+            if let Some(checkout) = goes {
                 match store.erase(&checkout) {
                     Ok(erased) => {
                         tracing::info!(checkout = %erased.path, files = erased.files, "erased")
                     }
-                    Err(EraseError::Unknown(_)) => {}
+                    // Nothing that is this job's.
+                    Err(EraseError::Unknown(_) | EraseError::Folder(..)) => {}
                     Err(error) => return Err(error.into()),
                 }
+                // At last: if the disk fails before, the job is still there to be deleted again.
+                asked.ledger.remove(&id)?;
             }
-            // At last: if the disk fails before, the job is still there to be deleted again.
-            farm.ledger.remove(&id)?;
             tracing::info!(job = id, "a job is deleted");
-            drop(turn);
             Ok(StatusCode::NO_CONTENT)
         })
         .await
+}
+
+/// A job that is being deleted, until this is dropped: nothing else may happen to it.
+struct Parting {
+    farm: Arc<Farm>,
+    id: String,
+    checkout: Option<String>,
+}
+
+impl Parting {
+    fn begin(farm: &Arc<Farm>, id: &str) -> Result<Self, ApiError> {
+        if !farm.going().jobs.insert(id.to_owned()) {
+            return Err(being_deleted(id));
+        }
+        Ok(Self { farm: farm.clone(), id: id.to_owned(), checkout: None })
+    }
+
+    /// Has it end; returns what runs of it.
+    fn end_job(&mut self) -> Result<Option<Arc<super::hook::Running>>, ApiError> {
+        // No job begins or ends meanwhile.
+        let all = self.farm.running();
+        let changed = self.farm.ledger.update(&self.id, |mut entry| {
+            entry.job.status = JobStatus::Canceled;
+            Some(entry)
+        })?;
+        if changed.is_none() { Err(no_job(&self.id)) } else { Ok(all.get(&self.id).cloned()) }
+    }
+
+    /// Its checkout goes with it.
+    fn take_along(&mut self, checkout: &CheckoutPath) {
+        self.farm.going().checkouts.insert(checkout.as_str().to_owned());
+        self.checkout = Some(checkout.as_str().to_owned());
+    }
+}
+
+impl Drop for Parting {
+    fn drop(&mut self) {
+        let mut going = self.farm.going();
+        going.jobs.remove(&self.id);
+        if let Some(checkout) = &self.checkout {
+            going.checkouts.remove(checkout);
+        }
+    }
 }
 
 /// Changes a job; returns what runs of it.
@@ -643,6 +748,9 @@ async fn change(
         .blocking(move || {
             // No job begins or ends meanwhile.
             let all = farm.running();
+            if farm.going().jobs.contains(&id) {
+                return Err(being_deleted(&id));
+            }
             let mut refusal = None;
             let changed = farm.ledger.update(&id, |entry| match make(entry) {
                 Ok(entry) => Some(entry),
@@ -681,6 +789,7 @@ struct StatusChange {
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 404, description = "There is no such job", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 409, description = "The job is being deleted", body = Problem),
         (status = 413, description = "The request is too long", body = Problem),
         (status = 415, description = "It is not sent as application/json", body = Problem),
         (status = 422, description = "The job cannot become that now", body = Problem),
@@ -736,6 +845,7 @@ struct PriorityChange {
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 404, description = "There is no such job", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 409, description = "The job is being deleted", body = Problem),
         (status = 413, description = "The request is too long", body = Problem),
         (status = 415, description = "It is not sent as application/json", body = Problem),
         (status = 422, description = "This is no priority", body = Problem),

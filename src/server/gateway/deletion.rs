@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, Method, header},
 };
-use jiff::Timestamp;
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, de::IgnoredAny};
 use tokio::sync::oneshot;
 
@@ -67,6 +67,12 @@ impl Job {
         let updated = self.updated.as_ref().and_then(|text| text.parse::<Timestamp>().ok());
         self.delete_requested_at.is_none() && updated.is_some_and(|updated| updated <= max)
     }
+}
+
+/// The time up to which jobs go: the Manager compares with the next whole second.
+fn until(text: &str) -> Result<Timestamp, jiff::Error> {
+    let time: Timestamp = text.parse()?;
+    time.round(TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil))
 }
 
 /// A job that goes, and the checkout that goes with it.
@@ -168,8 +174,8 @@ impl Questions<'_> {
     async fn many(&self, request: &[u8]) -> Result<Vec<Doomed>, String> {
         let selection: Selection =
             serde_json::from_slice(request).map_err(|error| format!("what is to go: {error}"))?;
-        let max = selection.last_updated_max.parse();
-        let max: Timestamp = max.map_err(|error| format!("until when it is to go: {error}"))?;
+        let max = until(&selection.last_updated_max)
+            .map_err(|error| format!("until when it is to go: {error}"))?;
         let mut all = Vec::new();
         for job in self.jobs().await?.into_iter().filter(|job| job.is_older(max)) {
             // A name that would be another path is none that a Manager gives.
@@ -311,7 +317,9 @@ mod tests {
 
     #[test]
     fn only_jobs_that_are_certainly_old_go() {
-        let max = "2025-01-01T00:00:00Z".parse().unwrap();
+        // As the Manager has it: up to the whole second, and no further.
+        let max = until("2024-12-31T23:59:59.000001Z").unwrap();
+        assert_eq!(until("2025-01-01T01:00:00+01:00").unwrap(), max);
         let is_older = |more: &str| {
             let job: Job = serde_json::from_str(&format!(r#"{{"id":"a"{more}}}"#)).unwrap();
             job.is_older(max)

@@ -32,10 +32,13 @@ use rustls_platform_verifier::Verifier;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
-use super::super::{ApiError, error::chain};
+use super::{
+    super::{ApiError, error::chain},
+    route::Route,
+};
 use crate::wire::hide_tokens;
 
-type Client = legacy::Client<HttpsConnector<HttpConnector>, Body>;
+type Client = legacy::Client<HttpsConnector<Route>, Body>;
 
 /// Marks answers that are ours and not the Manager's, and requests that we have passed on already.
 pub(super) const MARK: HeaderName = HeaderName::from_static("x-farmhand-gateway");
@@ -107,6 +110,12 @@ pub enum BadManager {
     /// It is no address.
     #[error("{0:?} is no address of a Manager: {1}; write http://HOST:PORT/")]
     Address(String, &'static str),
+    /// The proxy that the environment names is none that can be used.
+    #[error(
+        "the Manager at {0} cannot be reached through the proxy {1}: it must begin with http://; change \
+         HTTP_PROXY or HTTPS_PROXY, or name the Manager's host in NO_PROXY"
+    )]
+    Proxy(String, String),
     /// Nothing can be verified.
     #[error("https cannot be spoken to the Manager: {0}")]
     Tls(rustls::Error),
@@ -125,6 +134,8 @@ pub struct Gateway {
     headers: Vec<(HeaderName, HeaderValue)>,
     /// Tells requests that have come through here already.
     mark: HeaderValue,
+    /// What a proxy on the way wants to see of each request.
+    for_proxy: Option<HeaderValue>,
     pooled: Client,
     /// Uses no connection twice.
     fresh: Client,
@@ -232,7 +243,13 @@ impl Gateway {
         tcp.set_connect_timeout(Some(options.connect_timeout));
         // A tunnel may be silent for hours; whether anybody is there is for TCP to find out.
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let connector = HttpsConnector::from((tcp, tls));
+        let route = Route::new(tcp, &uri)
+            .map_err(|proxy| BadManager::Proxy(hide_tokens(url).into_owned(), proxy))?;
+        if let Some(proxy) = route.proxy() {
+            tracing::info!(%proxy, "the Manager is reached through a proxy");
+        }
+        let for_proxy = route.authorization().cloned();
+        let connector = HttpsConnector::from((route, tls));
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder
             .http1_max_buf_size(MAX_BUFFER_BYTES)
@@ -247,6 +264,7 @@ impl Gateway {
             answer_timeout: options.answer_timeout,
             headers,
             mark: HeaderValue::from(fastrand::u64(..)),
+            for_proxy,
             fresh: builder.clone().pool_max_idle_per_host(0).build(connector.clone()),
             pooled: builder.build(connector),
         })
@@ -309,6 +327,9 @@ impl Gateway {
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = head.headers.clone();
+        if let Some(authorization) = &self.for_proxy {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization.clone());
+        }
         if endless {
             // Otherwise no body would be sent with some methods.
             let chunked = HeaderValue::from_static("chunked");

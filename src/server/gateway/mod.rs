@@ -4,6 +4,7 @@
 
 mod deletion;
 mod manager;
+mod route;
 
 use std::{fmt, sync::Arc};
 
