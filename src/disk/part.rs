@@ -40,7 +40,7 @@ impl PartFile {
     ///
     /// # Errors
     /// If the file system does not answer.
-    pub fn len(&self) -> Result<u64, DiskError> {
+    pub fn size_bytes(&self) -> Result<u64, DiskError> {
         Ok(self.file.metadata().on("look at", &self.path)?.len())
     }
 
@@ -155,7 +155,7 @@ mod tests {
         let part = PartFile::open(path.clone()).unwrap();
         let mut found = [0; 3];
         assert!(part.read_at(3, &mut found).unwrap());
-        assert_eq!((&found, part.len().unwrap()), (b"def", 6));
+        assert_eq!((&found, part.size_bytes().unwrap()), (b"def", 6));
         assert!(!part.read_at(4, &mut found).unwrap(), "there is no more");
         part.write_at(0, b"abc").unwrap();
         part.sync().unwrap();

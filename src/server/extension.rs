@@ -376,7 +376,7 @@ async fn chunks(
     let result = taken.await;
     // A body that was whole, whatever was in it, came from somebody who is there.
     if !matches!(&result, Err(error) if error.is_about_the_line()) {
-        watch.is_there();
+        watch.call_off();
     }
     result?;
     Ok(StatusCode::NO_CONTENT)
@@ -390,7 +390,8 @@ struct CutOff<'a> {
 }
 
 impl CutOff<'_> {
-    fn is_there(mut self) {
+    /// The sender is there.
+    fn call_off(mut self) {
         self.sender = None;
     }
 }

@@ -232,7 +232,7 @@ impl Store {
             return Err(UnfinishedError::TooMany);
         }
         let part = PartFile::open(self.layout.unfinished(&id))?;
-        let found_bytes = part.len()?;
+        let found_bytes = part.size_bytes()?;
         let state = State {
             sender: sender.to_owned(),
             seen: Instant::now(),
@@ -405,7 +405,7 @@ impl Store {
 
     fn publish_pieces(&self, part: &PartFile, mut ticket: Ticket) -> Result<Received, DiskError> {
         let size_bytes = ticket.id.size_bytes;
-        if part.len()? != size_bytes {
+        if part.size_bytes()? != size_bytes {
             part.set_len(size_bytes)?;
         }
         let start = Instant::now();

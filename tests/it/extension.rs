@@ -313,7 +313,7 @@ fn lies_get_a_clear_answer_and_publish_nothing() {
     me.put(10_001, &a).is_error(400, "bytes 10001 to 20001 are not within a blob of 20000 bytes");
     me.put(u64::MAX - 5, &a).is_error(400, "are not within a blob");
     me.lay(15_000, &[&a]).is_error(400, "are not within a blob");
-    me.lay(0, &vec![&a[..]; 3]).is_error(400, "are not within a blob");
+    me.lay(0, &[&a[..]; 3]).is_error(400, "are not within a blob");
     let mut cut = frame(&a, 0, &a);
     cut.pop();
     me.post("/chunks", &cut).is_error(400, "in the middle of frame 0");
