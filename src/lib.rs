@@ -5,7 +5,7 @@
 //! [`server`]. `docs/DESIGN.md` is the map.
 
 pub mod agent;
-mod chunks;
+pub mod chunks;
 pub mod cli;
 pub mod client;
 pub mod conformance;

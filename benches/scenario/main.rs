@@ -17,6 +17,8 @@ mod fixture;
 #[cfg(unix)]
 mod http;
 #[cfg(unix)]
+mod less;
+#[cfg(unix)]
 mod measure;
 #[cfg(unix)]
 mod part;

@@ -20,6 +20,7 @@ use std::{
 };
 
 use farmhand::{
+    chunks::Chunker,
     meter::Progress,
     scan::{Options, Scanner},
     server,
@@ -63,6 +64,10 @@ pub enum Part {
     Store { storage: PathBuf, blobs: usize, size_bytes: usize, threads: usize, sync: bool },
     /// Floor of a large upload: hash and write the same bytes from memory, in one thread.
     HashAndWrite { target: PathBuf, size_bytes: u64 },
+    /// Ours: read a file, cut it into chunks, and hash each.
+    Cut { file: PathBuf },
+    /// Floor of that: read a file and hash it with SHA-256, in one thread.
+    ReadAndHashOne { file: PathBuf },
     /// Floor of garbage collection: list all directories of blobs, stat each file, and remove nine of
     /// ten with their directories if asked to, on all cores. Which are garbage is not looked for.
     Collect { storage: PathBuf, remove: bool },
@@ -114,6 +119,23 @@ pub fn act(part: &str) {
             put(&storage, blobs, size_bytes, threads, sync)
         }
         Part::HashAndWrite { target, size_bytes } => hash_and_write(&target, size_bytes),
+        Part::Cut { file } => timed(|| {
+            let mut chunker = Chunker::new(File::open(file).expect("cannot open"));
+            while let Some((chunk, _)) = chunker.next_chunk().expect("cannot read") {
+                black_box(chunk);
+            }
+        }),
+        Part::ReadAndHashOne { file } => timed(|| {
+            let mut file = File::open(file).expect("cannot open");
+            let (mut hasher, mut piece) = (Sha256::new(), vec![0; PIECE_BYTES]);
+            loop {
+                match file.read(&mut piece).expect("cannot read") {
+                    0 => break,
+                    count => hasher.update(&piece[..count]),
+                }
+            }
+            black_box(hasher.finalize());
+        }),
         Part::Collect { storage, remove } => collect(&storage, remove),
         Part::Shell { command, dir } => timed(|| {
             let mut shell = Command::new("sh");

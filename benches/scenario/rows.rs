@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     fixture,
     http::{Connection, Server, farmhand, head, request, send_all},
+    less,
     measure::{
         Contender, Limit, Line, Row, Sample, Work, compare, cores, cpu_s, grouped, peak_bytes,
         settle,
@@ -50,12 +51,20 @@ pub enum RowName {
     Upkeep,
     /// Send many large files at once
     Many,
+    /// Cut a file into chunks
+    Cut,
+    /// Send many small files, together and one by one
+    Batch,
+    /// Send a large file of which nothing is known, in pieces and plainly
+    Pieces,
+    /// Send a large file that is nearly known, by its chunks and plainly
+    Delta,
     /// Memory of server and client for one huge file
     Memory,
 }
 
 impl RowName {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Hash,
         Self::Rescan,
         Self::Requirements,
@@ -66,6 +75,10 @@ impl RowName {
         Self::Gc,
         Self::Upkeep,
         Self::Many,
+        Self::Cut,
+        Self::Batch,
+        Self::Pieces,
+        Self::Delta,
         Self::Memory,
     ];
 }
@@ -79,8 +92,10 @@ pub struct Sizes {
     entries: usize,
     /// Distinct blobs of a checkout.
     checkout_blobs: usize,
-    uploads: usize,
-    upload_bytes: usize,
+    pub uploads: usize,
+    pub upload_bytes: usize,
+    /// One file that is sent again, or in pieces.
+    pub resent_bytes: usize,
     large_bytes: u64,
     memory_bytes: u64,
     /// Blobs of a store that is started over, or has its garbage collected.
@@ -104,6 +119,7 @@ impl Sizes {
             checkout_blobs: 1_000,
             uploads: 10_000,
             upload_bytes: 16 << 10,
+            resent_bytes: 1 << 30,
             large_bytes,
             memory_bytes,
             store_blobs: 1_000_000,
@@ -119,6 +135,7 @@ impl Sizes {
             checkout_blobs: 50,
             uploads: 200,
             upload_bytes: 16 << 10,
+            resent_bytes: 40 << 20,
             large_bytes: 20 << 20,
             memory_bytes: 50 << 20,
             store_blobs: 2_000,
@@ -168,6 +185,10 @@ pub fn run(row: RowName, bench: &Bench) -> Vec<Row> {
         RowName::Gc => store::gc(bench),
         RowName::Upkeep => store::upkeep(bench),
         RowName::Many => vec![store::many(bench)],
+        RowName::Cut => vec![less::cut(bench)],
+        RowName::Batch => less::batch(bench),
+        RowName::Pieces => vec![less::pieces(bench)],
+        RowName::Delta => vec![less::delta(bench)],
         RowName::Memory => vec![memory(bench)],
     }
 }
@@ -182,12 +203,12 @@ pub fn remove(path: &Path) {
     }
 }
 
-fn part(name: impl Into<String>, part: Part) -> Contender<'static> {
+pub fn part(name: impl Into<String>, part: Part) -> Contender<'static> {
     Contender::new(name, move || part.sample())
 }
 
 /// Files, and one of their sizes, for titles.
-fn amount(files: usize, size_bytes: usize) -> String {
+pub fn amount(files: usize, size_bytes: usize) -> String {
     format!("{} × {:.0} KiB", grouped(files as f64), size_bytes as f64 / 1024.0)
 }
 

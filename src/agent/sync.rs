@@ -39,6 +39,8 @@ pub struct Options {
     pub strict: bool,
     /// When what is nearly the same as something the server has is not sent as a whole.
     pub delta: Delta,
+    /// Whether to use what farmhand's server can do beside Shaman.
+    pub extension: bool,
     /// What all uploads of this process go through.
     pub line: Arc<Line>,
 }
@@ -51,6 +53,7 @@ impl Default for Options {
             defer: Duration::from_secs(600),
             strict: false,
             delta: Delta::Auto,
+            extension: true,
             line: Arc::default(),
         }
     }
@@ -213,6 +216,7 @@ pub async fn sync(
         progress.enter(Phase::Uploading);
         progress.expect(missing.len() as u64, missing.iter().map(|(id, _)| id.size_bytes).sum());
         if capabilities.is_none()
+            && options.extension
             && Chooser::would_matter(missing.iter().map(|(id, _)| id.size_bytes))
         {
             capabilities = Some(client.capabilities().await);

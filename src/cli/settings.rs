@@ -290,6 +290,7 @@ pub(super) struct Upload {
     pub retries: u32,
     pub defer: Time,
     pub delta: agent::Delta,
+    pub extension: bool,
 }
 
 /// Bytes a second, and when: a text, or several.
@@ -330,6 +331,7 @@ impl Default for Upload {
             retries: options.retries,
             defer: Time(options.defer),
             delta: options.delta,
+            extension: options.extension,
         }
     }
 }
@@ -659,6 +661,7 @@ const KEYS: &[&str] = &[
     "upload.retries",
     "upload.defer",
     "upload.delta",
+    "upload.extension",
     "watch.quiet",
     "watch.max_delay",
     "watch.rescan_every",
@@ -1117,6 +1120,7 @@ impl Settings {
             retries: upload.retries,
             defer: upload.defer.0,
             delta: upload.delta,
+            extension: upload.extension,
             strict: self.values.scan.strict,
             line: Arc::new(agent::Line::new(upload.limit.0.clone())),
         }

@@ -221,6 +221,35 @@ fn a_scene_that_is_saved_again_sends_little() {
     }
 }
 
+/// As Blender compresses: one frame for each MiB.
+fn compressed(content: &[u8]) -> Vec<u8> {
+    content.chunks(1 << 20).flat_map(|part| zstd::bulk::compress(part, 3).unwrap()).collect()
+}
+
+/// A scene of 200 MB, made of many copies of a small one that differ, in one of which an object was moved.
+#[test]
+fn a_large_scene_that_is_saved_again_sends_next_to_nothing() {
+    let (before, after) = (uncompressed(0), uncompressed(1));
+    let copies: Vec<Vec<u8>> = (0..75u8)
+        .map(|copy| before.iter().map(|byte| if *byte == 0 { 0 } else { byte ^ copy }).collect())
+        .collect();
+    let large = |changed: &[u8]| {
+        let mut content = copies.concat();
+        let at = 40 * before.len();
+        content[at..at + before.len()].copy_from_slice(changed);
+        content
+    };
+    let (before, after) = (large(&before), large(&after));
+    assert!(before.len() > 200_000_000);
+    for (before, after, limit) in
+        [(compressed(&before), compressed(&after), 2.0), (before, after, 1.0)]
+    {
+        let (_, sent) = Pair::new(Delta::Always).resend(&before, &after);
+        let share = percent(sent, after.len());
+        assert!(share <= limit, "{share} % of {}", after.len());
+    }
+}
+
 #[test]
 fn what_is_inserted_or_appended_is_sent_and_not_much_more() {
     let before = random(32 << 20);
