@@ -4,11 +4,13 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use super::{
     DiskError, IoContext,
     change::{Change, rename},
+    read_from_disk,
 };
 
 /// A file that is not whole yet. It stays where it is when this is dropped.
@@ -19,7 +21,8 @@ pub struct PartFile {
 }
 
 impl PartFile {
-    /// Opens what there is of it, or begins with nothing.
+    /// Opens what there is of it, or begins with nothing. What there is is read from the disk, and not from the
+    /// memory of the system: that may have what never came to the disk, if writing it has failed.
     ///
     /// # Errors
     /// If it can be neither opened nor created.
@@ -31,7 +34,11 @@ impl PartFile {
                 options.create_new(true);
                 Change::CreateFile.make(&path, None, || options.open(&path))?
             }
-            found => found.on("open", &path)?,
+            found => {
+                let file = found.on("open", &path)?;
+                read_from_disk(&file);
+                file
+            }
         };
         Ok(Self { file, path })
     }
@@ -76,8 +83,9 @@ impl PartFile {
         Change::SyncData.make(&self.path, None, || self.file.sync_data())
     }
 
-    /// Makes it read-only for everybody, and gives it its name, replacing what stood there. The caller has
-    /// made the content durable before, and makes the name durable with [`super::sync_dir`].
+    /// Makes it read-only for everybody and as young as one that has just been written, and gives it its name,
+    /// replacing what stood there. The caller has made the content durable before, and makes the name durable
+    /// with [`super::sync_dir`].
     ///
     /// # Errors
     /// If it cannot: then it is what it was.
@@ -91,6 +99,7 @@ impl PartFile {
                 permissions.set_readonly(true);
                 permissions
             };
+            self.file.set_modified(SystemTime::now())?;
             self.file.set_permissions(permissions)
         })?;
         rename(&self.path, target)

@@ -236,22 +236,26 @@ async fn known(State(app): State<App>, body: Body) -> Result<Json<KnownAnswer>, 
 )]
 async fn begin(
     State(app): State<App>,
+    Extension(peer): Extension<Peer>,
     blob: Result<NamedBlob, ApiError>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let NamedBlob(id) = blob?;
     let sender = sender(&headers)?;
     let store = app.store.clone();
-    Ok(match app.exec.blocking(move || store.begin_pieces(id, &sender)).await? {
-        BeginPieces::Begun { resumable } => Json(BeginAnswer { resumable }).into_response(),
-        BeginPieces::Stored => {
-            app.metrics.upload_ended(UploadEnd::AlreadyStored);
-            StatusCode::ALREADY_REPORTED.into_response()
-        }
-        BeginPieces::Busy(_) => {
-            app.metrics.upload_ended(UploadEnd::Deferred);
-            busy().into_response()
-        }
+    let begun = app.exec.blocking(move || store.begin_pieces(id, &sender)).await?;
+    if let BeginPieces::Begun { resumable } = begun {
+        return Ok(Json(BeginAnswer { resumable }).into_response());
+    }
+    // It ends here.
+    let mut record = UploadRecord::new(app.clone(), peer.0);
+    record.blob = id.to_string();
+    Ok(if let BeginPieces::Stored = begun {
+        record.ended(UploadEnd::AlreadyStored, StatusCode::ALREADY_REPORTED);
+        StatusCode::ALREADY_REPORTED.into_response()
+    } else {
+        record.ended(UploadEnd::Deferred, StatusCode::TOO_EARLY);
+        busy().into_response()
     })
 }
 

@@ -263,7 +263,8 @@ async fn clean(app: &App) -> Option<()> {
         rest(app, HOUR).await.ok()?;
         let store = app.store.clone();
         let remove = move || -> Result<u64, DiskError> {
-            Ok(store.remove_stalled(STALLED_FOR)? + store.forget_unfinished(UNFINISHED_FOR)?)
+            Ok(store.remove_stalled(STALLED_FOR)?
+                + store.forget_unfinished(UNFINISHED_FOR, None)?)
         };
         match app.exec.blocking(remove).await {
             Ok(removed) => {

@@ -173,6 +173,15 @@ impl Store {
     /// # Errors
     /// If the file system cannot say whether the blob is stored.
     pub fn begin(self: &Arc<Self>, id: BlobId) -> Result<Begin, DiskError> {
+        self.begin_with(id, 0)
+    }
+
+    /// The same for a blob of which so much has been written already.
+    pub(super) fn begin_with(
+        self: &Arc<Self>,
+        id: BlobId,
+        written_bytes: u64,
+    ) -> Result<Begin, DiskError> {
         if self.mark_needed(&id, SystemTime::now())? == BlobStatus::Stored {
             return Ok(Begin::Stored);
         }
@@ -180,12 +189,21 @@ impl Store {
             Ok(claim) => claim,
             Err(flight) => return Ok(Begin::Busy(flight)),
         };
-        let ticket = Ticket::new(self, id, claim);
+        let mut ticket = Ticket::new(self, id, claim);
+        ticket.wrote(written_bytes);
         // Whoever had the claim before may have stored it since the first look.
         if self.is_there(&id)?.is_some() {
             return Ok(Begin::Stored);
         }
-        self.has_room()?;
+        match self.has_room() {
+            // What somebody may want to go on with is worth less than what somebody sends now.
+            Err(error)
+                if error.is_full() && self.forget_unfinished(Duration::ZERO, Some(&id))? > 0 =>
+            {
+                self.has_room()?;
+            }
+            looked => looked?,
+        }
         Ok(Begin::Receive(ticket))
     }
 

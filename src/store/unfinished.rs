@@ -217,15 +217,10 @@ impl Store {
                 return Ok(BeginPieces::Begun { resumable: true });
             }
         }
-        let ticket = match self.begin(id) {
-            Ok(Begin::Stored) => return Ok(BeginPieces::Stored),
-            Ok(Begin::Busy(flight)) => return Ok(BeginPieces::Busy(flight)),
-            Ok(Begin::Receive(ticket)) => ticket,
-            Err(error) if error.is_full() && self.forget_unfinished(Duration::ZERO)? > 0 => {
-                // What somebody may want to go on with is worth less than what somebody sends now.
-                return self.begin_pieces(id, sender);
-            }
-            Err(error) => return Err(error.into()),
+        let ticket = match self.begin_with(id, self.written_of(&id)?)? {
+            Begin::Stored => return Ok(BeginPieces::Stored),
+            Begin::Busy(flight) => return Ok(BeginPieces::Busy(flight)),
+            Begin::Receive(ticket) => ticket,
         };
         let mut all = self.unfinished.map();
         if all.len() >= MAX_AT_ONCE {
@@ -370,7 +365,12 @@ impl Store {
             return Err(UnfinishedError::WrongBlob);
         }
         let sent_bytes = unfinished.state().sent_bytes;
-        Ok(Some(Finished { received: self.publish_pieces(&unfinished.part, ticket)?, sent_bytes }))
+        let received = self.publish_pieces(&unfinished.part, ticket).inspect_err(|_| {
+            // What could not be synced once may look right and never come to the disk: it must be sent again.
+            // If it cannot be removed, it is read from the disk the next time.
+            let _ = self.remove_unfinished(id);
+        })?;
+        Ok(Some(Finished { received, sent_bytes }))
     }
 
     /// Whether somebody has stored a blob that is being sent in pieces, or was: then nobody need go on.
@@ -474,11 +474,25 @@ impl Store {
         !self.unfinished.map().is_empty()
     }
 
-    /// Removes what has come of blobs that nobody has gone on with for this long. Returns how many.
+    /// How much room what has come of a blob takes already.
+    fn written_of(&self, id: &BlobId) -> Result<u64, DiskError> {
+        let path = self.layout.unfinished(id);
+        match std::fs::metadata(&path) {
+            Ok(found) => Ok(allocated_bytes(&found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error).on("look at", &path),
+        }
+    }
+
+    /// Removes what has come of blobs that nobody has gone on with for this long, but for one. Returns how many.
     ///
     /// # Errors
     /// If they cannot be listed or removed.
-    pub fn forget_unfinished(&self, idle: Duration) -> Result<u64, DiskError> {
+    pub fn forget_unfinished(
+        &self,
+        idle: Duration,
+        except: Option<&BlobId>,
+    ) -> Result<u64, DiskError> {
         let (dir, now) = (self.layout.uploading(), SystemTime::now());
         let mut removed = 0;
         for entry in std::fs::read_dir(&dir).on("list", &dir)? {
@@ -494,7 +508,10 @@ impl Store {
             };
             // Nobody may begin with it meanwhile.
             let all = self.unfinished.map();
-            if !all.contains_key(&id) && now.duration_since(written).is_ok_and(|age| age >= idle) {
+            if Some(&id) != except
+                && !all.contains_key(&id)
+                && now.duration_since(written).is_ok_and(|age| age >= idle)
+            {
                 self.remove_unfinished(&id)?;
                 removed += 1;
             }
@@ -551,7 +568,7 @@ impl Unfinished {
             if state.reserved.overlaps(range) {
                 return Ok(false);
             }
-            state.is_right(range.clone());
+            state.right.insert(range.clone());
         }
         Ok(is_it)
     }
@@ -593,7 +610,11 @@ impl Unfinished {
         let mut state = self.state();
         state.reserved.remove(whole.clone());
         written?;
-        state.is_right(whole);
+        state.right.insert(whole);
+        let written_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
+        if let Some(ticket) = &mut state.ticket {
+            ticket.wrote(written_bytes);
+        }
         Ok(())
     }
 
@@ -653,15 +674,14 @@ impl State {
     fn is_silent(&self) -> bool {
         self.is_cut_off || self.seen.elapsed() >= SILENT_FOR
     }
+}
 
-    /// So much is in place, and right.
-    fn is_right(&mut self, range: Range<u64>) {
-        let new: u64 = self.right.gaps(&range).map(|gap| gap.end - gap.start).sum();
-        self.right.insert(range);
-        if let Some(ticket) = &mut self.ticket {
-            ticket.wrote(new);
-        }
-    }
+/// How much room a file takes: what has holes takes less than it is long.
+fn allocated_bytes(found: &std::fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::blocks(found) * 512;
+    #[cfg(not(unix))]
+    found.len()
 }
 
 /// A stored blob that chunks are read from: the last one is kept open.

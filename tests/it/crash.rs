@@ -403,6 +403,21 @@ fn a_full_disk_is_said_to_be_one() {
     }
 }
 
+/// After a failed sync, pages that never came to the disk may look right, and the next sync succeed.
+#[test]
+fn what_came_in_pieces_and_could_not_be_synced_is_sent_again() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    drop(start(home.path(), &storage, "").unwrap());
+    let (server, _) = start(home.path(), &storage, "sync-data:1=5").unwrap();
+    let promised = extension_scenario(&server);
+    promised.failures[0].is_error(500, "cannot sync");
+    let whole = [vec![1; 1000], vec![2; 1000]].concat();
+    let path = format!("/farmhand/v1/unfinished/{}", address(&whole));
+    let begun = server.connect().post(&path, "X-Farmhand-Sender: me\r\n", b"");
+    assert_eq!(begun.json(), json!({ "resumable": false }));
+}
+
 /// A file system of which only what was synced is left after a power cut, rebuilt from the log.
 #[derive(Default)]
 struct Model {

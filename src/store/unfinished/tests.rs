@@ -248,11 +248,63 @@ fn who_is_silent_gives_way_and_what_has_come_is_kept() {
     let begun = store.begin_pieces(id, "another").unwrap();
     assert!(matches!(begun, BeginPieces::Begun { resumable: true }));
     // One that is being sent does not expire.
-    assert_eq!(store.forget_unfinished(Duration::ZERO).unwrap(), 0);
+    assert_eq!(store.forget_unfinished(Duration::ZERO, None).unwrap(), 0);
     store.give_up_all();
-    assert_eq!(store.forget_unfinished(Duration::from_secs(3600)).unwrap(), 0);
-    assert_eq!(store.forget_unfinished(Duration::ZERO).unwrap(), 1);
+    assert_eq!(store.forget_unfinished(Duration::from_secs(3600), None).unwrap(), 0);
+    assert_eq!(store.forget_unfinished(Duration::ZERO, None).unwrap(), 1);
     assert!(!store.layout.unfinished(&id).exists());
+}
+
+#[test]
+fn what_was_written_before_takes_no_room_twice_and_is_young_when_it_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = noise(3 << 20, 1);
+    let id = id_of(&content);
+    begin(&store, id);
+    put(&store, &id, 0, &content[..1 << 20]).unwrap();
+    put(&store, &id, 1 << 20, &content[1 << 20..2 << 20]).unwrap();
+    let admitted = || store.room().unwrap().unwrap().admitted_bytes;
+    assert_eq!(admitted(), 1 << 20);
+    store.give_up_all();
+    assert_eq!(admitted(), 0);
+    let long_ago = SystemTime::now() - Duration::from_secs(100_000);
+    let part = std::fs::File::options().write(true).open(store.layout.unfinished(&id)).unwrap();
+    part.sync_all().unwrap();
+    part.set_modified(long_ago).unwrap();
+    begin(&store, id);
+    assert_eq!(admitted(), 1 << 20);
+    for offset in [0, 1 << 20] {
+        let pieces = [chunk(&content[offset..offset + (1 << 20)])];
+        assert_eq!(store.lay_chunks(&id, "me", offset as u64, &pieces).unwrap(), Laid::default());
+    }
+    assert_eq!(admitted(), 1 << 20);
+    put(&store, &id, 2 << 20, &content[2 << 20..]).unwrap();
+    assert_eq!(admitted(), 0);
+    // As if nothing had been written just now.
+    part.set_modified(long_ago).unwrap();
+    store.finish_pieces(&id, "me").unwrap().unwrap();
+    let modified = std::fs::metadata(store.layout.blob(&id).1).unwrap().modified().unwrap();
+    assert!(modified > long_ago + Duration::from_secs(90_000), "garbage collection goes by this");
+}
+
+#[test]
+fn where_there_is_no_room_what_nobody_goes_on_with_goes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = noise(1 << 20, 1);
+    let id = id_of(&content);
+    let store = open(dir.path());
+    begin(&store, id);
+    put(&store, &id, 0, &content[..1 << 19]).unwrap();
+    store.give_up_all();
+    drop(store);
+    let full = Options { reserve: crate::store::Reserve::Percent(100.0), ..Options::default() };
+    let store = Store::open(dir.path(), full).unwrap();
+    // Not what is asked for itself.
+    assert!(store.begin_pieces(id, "me").is_err());
+    assert!(store.layout.unfinished(&id).exists());
+    let error = store.begin(id_of(b"another")).unwrap_err();
+    assert!(error.is_full() && !store.layout.unfinished(&id).exists());
 }
 
 proptest! {
