@@ -414,9 +414,9 @@ fn take_chunks(
     sender: &str,
     body: &mut dyn BufRead,
 ) -> Result<(), ApiError> {
-    let mut frame = 0;
-    while let Some(found) = read_chunk(body, frame)? {
-        store.put_chunk(id, sender, found.offset, &found.chunk, &found.content.bytes)?;
+    let (mut frame, mut content) = (0, Vec::new());
+    while let Some(found) = read_chunk(body, frame, &mut content)? {
+        store.put_chunk(id, sender, found.offset, &found.chunk, &content)?;
         frame += 1;
     }
     Ok(store.hash_ahead(id, sender)?)
@@ -512,8 +512,10 @@ fn take_batch(
     body: &mut dyn BufRead,
 ) -> Result<Vec<BatchResult>, ApiError> {
     let mut batch = Batch::new(store)?;
-    let mut records = Vec::new();
-    while let Some(found) = read_blob(body, BATCH.max_blob_bytes, records.len() as u64)? {
+    let (mut records, mut content) = (Vec::new(), Vec::new());
+    while let Some(found) =
+        read_blob(body, BATCH.max_blob_bytes, records.len() as u64, &mut content)?
+    {
         if records.len() >= BATCH.max_blobs as usize {
             return Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -523,8 +525,8 @@ fn take_batch(
         let mut record = UploadRecord::new(app.clone(), peer.0);
         record.blob = found.id.to_string();
         record.name = Some(String::from_utf8_lossy(&found.name).into_owned());
-        record.bytes = u64::from(found.content.sent_bytes);
-        batch.take(found.id, &found.content.bytes);
+        record.bytes = u64::from(found.sent_bytes);
+        batch.take(found.id, &content);
         records.push((record, found.id));
     }
     let results = batch.store().into_iter().zip(records);

@@ -321,6 +321,7 @@ impl Store {
         }
         unfinished.put(offset, content)?;
         unfinished.state().sent_bytes += content.len() as u64;
+        unfinished.hash_now(offset, content);
         Ok(())
     }
 
@@ -629,6 +630,17 @@ impl Unfinished {
         match gaps.first() {
             None => Ok(()),
             Some(first) => Err(UnfinishedError::Incomplete { missing_bytes, first: first.start }),
+        }
+    }
+
+    /// Hashes what has just been put in its place, if that is where the hashing is, and nobody else is at it: what
+    /// is not hashed now is read again.
+    fn hash_now(&self, offset: u64, content: &[u8]) {
+        if let Ok(mut hashed) = self.hashed.try_lock()
+            && hashed.bytes == offset
+        {
+            hashed.hasher.update(content);
+            hashed.bytes += content.len() as u64;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Binary bodies of the extension: recipes, chunks and small blobs, one after another. All numbers are
 //! little-endian. `docs/EXTENSION.md` describes them.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use crate::domain::{BlobId, Chunk, ChunkId, Digest, MAX_CHUNK_BYTES};
 
@@ -43,14 +43,8 @@ pub enum FrameError {
     },
 }
 
-/// The content of a frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Content {
-    /// As it is.
-    pub bytes: Vec<u8>,
-    /// How many bytes it took in the body.
-    pub sent_bytes: u32,
-}
+/// What is announced takes no memory before it comes, but for this much, in bytes.
+const AT_ONCE_BYTES: usize = 256 << 10;
 
 /// One chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +53,6 @@ pub struct ChunkFrame {
     pub chunk: Chunk,
     /// Where in the blob it goes, in bytes.
     pub offset: u64,
-    /// The content, decompressed; not yet compared with the digest.
-    pub content: Content,
 }
 
 /// One small blob.
@@ -70,8 +62,8 @@ pub struct BlobFrame {
     pub id: BlobId,
     /// The file's name on the client, for the log.
     pub name: Vec<u8>,
-    /// The content, decompressed; not yet compared with the digest.
-    pub content: Content,
+    /// How many bytes its content took in the body.
+    pub sent_bytes: u32,
 }
 
 /// The content as it is sent: compressed if that makes it shorter.
@@ -89,20 +81,23 @@ pub fn write_recipe(chunk: &Chunk, body: &mut Vec<u8>) {
     body.extend_from_slice(&chunk.size_bytes.to_le_bytes());
 }
 
-/// Appends a chunk; `compressed` is the same content as a zstd frame, used if it is shorter.
-pub fn write_chunk(
-    id: &ChunkId,
-    offset: u64,
-    content: &[u8],
-    compressed: Option<&[u8]>,
-    body: &mut Vec<u8>,
-) {
-    let sent = packed(content, compressed);
-    body.extend_from_slice(id.as_bytes());
-    body.extend_from_slice(&offset.to_le_bytes());
-    body.extend_from_slice(&length(content));
-    body.extend_from_slice(&length(sent));
-    body.extend_from_slice(sent);
+/// A chunk as it is sent; `body` has room for the head ([`CHUNK_HEAD_BYTES`]), and then the content.
+/// `compressed` is the same content as a zstd frame, used if it is shorter.
+pub fn frame_chunk(offset: u64, compressed: Option<&[u8]>, body: &mut Vec<u8>) -> ChunkId {
+    let content = &body[CHUNK_HEAD_BYTES..];
+    let id = ChunkId::of(content);
+    let (size, compressed) =
+        (length(content), compressed.filter(|packed| packed.len() < content.len()));
+    let sent = compressed.map_or(size, length);
+    body[..32].copy_from_slice(id.as_bytes());
+    body[32..40].copy_from_slice(&offset.to_le_bytes());
+    body[40..44].copy_from_slice(&size);
+    body[44..CHUNK_HEAD_BYTES].copy_from_slice(&sent);
+    if let Some(compressed) = compressed {
+        body.truncate(CHUNK_HEAD_BYTES);
+        body.extend_from_slice(compressed);
+    }
+    id
 }
 
 /// Appends a small blob; `compressed` is the same content as a zstd frame, used if it is shorter.
@@ -142,37 +137,52 @@ fn read_head<const N: usize>(
     Ok(Some(head))
 }
 
-fn read_exactly(body: &mut dyn BufRead, count: usize, frame: u64) -> Result<Vec<u8>, FrameError> {
-    // What is announced takes no memory before it comes.
-    let mut bytes = Vec::new();
-    match body.take(count as u64).read_to_end(&mut bytes) {
-        Ok(read) if read == count => Ok(bytes),
-        Ok(_) => Err(FrameError::Cut { frame }),
-        Err(source) => Err(FrameError::Body { frames: frame, source }),
+/// Reads exactly so much, in place of what is in the buffer.
+fn read_exactly(
+    body: &mut dyn BufRead,
+    count: usize,
+    frame: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<(), FrameError> {
+    buffer.clear();
+    buffer.reserve(count.min(AT_ONCE_BYTES));
+    while buffer.len() < count {
+        let piece = match body.fill_buf() {
+            Ok([]) => return Err(FrameError::Cut { frame }),
+            Ok(piece) => &piece[..piece.len().min(count - buffer.len())],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(FrameError::Body { frames: frame, source }),
+        };
+        buffer.extend_from_slice(piece);
+        let taken = piece.len();
+        body.consume(taken);
     }
+    Ok(())
 }
 
+/// Reads content, decompressed, in place of what is in the buffer.
 fn read_content(
     body: &mut dyn BufRead,
     length: u32,
     sent_bytes: u32,
     frame: u64,
-) -> Result<Content, FrameError> {
+    buffer: &mut Vec<u8>,
+) -> Result<(), FrameError> {
     let bad = |problem: String| FrameError::Bad { frame, problem };
     if sent_bytes > length {
         return Err(bad(format!("{sent_bytes} bytes cannot be {length} bytes, compressed")));
     }
-    let sent = read_exactly(body, sent_bytes as usize, frame)?;
+    read_exactly(body, sent_bytes as usize, frame, buffer)?;
     if sent_bytes == length {
-        return Ok(Content { bytes: sent, sent_bytes });
+        return Ok(());
     }
     // Never more than announced, whatever the frame says of itself.
-    let bytes = zstd::bulk::decompress(&sent, length as usize)
+    *buffer = zstd::bulk::decompress(buffer, length as usize)
         .map_err(|error| bad(format!("it is shorter than its content, and no zstd: {error}")))?;
-    if bytes.len() != length as usize {
-        return Err(bad(format!("its content has {} bytes, not {length}", bytes.len())));
+    if buffer.len() != length as usize {
+        return Err(bad(format!("its content has {} bytes, not {length}", buffer.len())));
     }
-    Ok(Content { bytes, sent_bytes })
+    Ok(())
 }
 
 fn number(bytes: &[u8]) -> u32 {
@@ -208,21 +218,27 @@ fn check_chunk_length(length: u32, frame: u64) -> Result<(), FrameError> {
     Err(FrameError::Bad { frame, problem })
 }
 
-/// The next chunk; `None` at the end of the body. `frame` counts them, from 0.
+/// The next chunk; `None` at the end of the body. `frame` counts them, from 0. What is in `content` then is its
+/// content, decompressed, and not yet compared with the digest.
 ///
 /// # Errors
 /// If it cannot be read, or is none.
-pub fn read_chunk(body: &mut dyn BufRead, frame: u64) -> Result<Option<ChunkFrame>, FrameError> {
+pub fn read_chunk(
+    body: &mut dyn BufRead,
+    frame: u64,
+    content: &mut Vec<u8>,
+) -> Result<Option<ChunkFrame>, FrameError> {
     let Some(head) = read_head::<CHUNK_HEAD_BYTES>(body, frame)? else { return Ok(None) };
     let offset = u64::from_le_bytes(head[32..40].try_into().expect("BUG: eight bytes"));
     let size_bytes = number(&head[40..44]);
     check_chunk_length(size_bytes, frame)?;
-    let content = read_content(body, size_bytes, number(&head[44..]), frame)?;
+    read_content(body, size_bytes, number(&head[44..]), frame, content)?;
     let chunk = Chunk { id: ChunkId::from_bytes(digest(&head[..32])), size_bytes };
-    Ok(Some(ChunkFrame { chunk, offset, content }))
+    Ok(Some(ChunkFrame { chunk, offset }))
 }
 
 /// The next small blob, of at most so many bytes; `None` at the end of the body. `frame` counts them, from 0.
+/// What is in `content` then is its content, decompressed, and not yet compared with the digest.
 ///
 /// # Errors
 /// If it cannot be read, or is too large.
@@ -230,6 +246,7 @@ pub fn read_blob(
     body: &mut dyn BufRead,
     max_bytes: u32,
     frame: u64,
+    content: &mut Vec<u8>,
 ) -> Result<Option<BlobFrame>, FrameError> {
     let Some(head) = read_head::<BLOB_HEAD_BYTES>(body, frame)? else { return Ok(None) };
     let size = number(&head[32..36]);
@@ -238,10 +255,11 @@ pub fn read_blob(
         return Err(FrameError::Bad { frame, problem });
     }
     let name_bytes = u16::from_le_bytes([head[40], head[41]]);
-    let name = read_exactly(body, usize::from(name_bytes), frame)?;
-    let content = read_content(body, size, number(&head[36..40]), frame)?;
+    let (mut name, sent_bytes) = (Vec::new(), number(&head[36..40]));
+    read_exactly(body, usize::from(name_bytes), frame, &mut name)?;
+    read_content(body, size, sent_bytes, frame, content)?;
     let id = BlobId { digest: Digest::from_bytes(digest(&head[..32])), size_bytes: size.into() };
-    Ok(Some(BlobFrame { id, name, content }))
+    Ok(Some(BlobFrame { id, name, sent_bytes }))
 }
 
 #[cfg(test)]
@@ -254,20 +272,27 @@ mod tests {
         zstd::bulk::compress(content, 1).unwrap()
     }
 
-    fn all_chunks(mut body: &[u8]) -> Result<Vec<ChunkFrame>, FrameError> {
-        let mut frames = Vec::new();
-        while let Some(frame) = read_chunk(&mut body, frames.len() as u64)? {
-            frames.push(frame);
+    fn all_chunks(mut body: &[u8]) -> Result<Vec<(ChunkFrame, Vec<u8>)>, FrameError> {
+        let (mut frames, mut content) = (Vec::new(), b"before".to_vec());
+        while let Some(frame) = read_chunk(&mut body, frames.len() as u64, &mut content)? {
+            frames.push((frame, content.clone()));
         }
         Ok(frames)
     }
 
-    fn all_blobs(mut body: &[u8], max_bytes: u32) -> Result<Vec<BlobFrame>, FrameError> {
-        let mut frames = Vec::new();
-        while let Some(frame) = read_blob(&mut body, max_bytes, frames.len() as u64)? {
-            frames.push(frame);
+    fn all_blobs(mut body: &[u8], max_bytes: u32) -> Result<Vec<(BlobFrame, Vec<u8>)>, FrameError> {
+        let (mut frames, mut content) = (Vec::new(), b"before".to_vec());
+        while let Some(frame) = read_blob(&mut body, max_bytes, frames.len() as u64, &mut content)?
+        {
+            frames.push((frame, content.clone()));
         }
         Ok(frames)
+    }
+
+    fn chunk_frame(offset: u64, content: &[u8], compressed: Option<&[u8]>) -> Vec<u8> {
+        let mut body = [&[0; CHUNK_HEAD_BYTES], content].concat();
+        assert_eq!(frame_chunk(offset, compressed, &mut body), ChunkId::of(content));
+        body
     }
 
     fn content() -> impl Strategy<Value = Vec<u8>> {
@@ -288,19 +313,19 @@ mod tests {
                 write_blob(&digest, name, content, packed.as_deref(), &mut blobs);
                 if !content.is_empty() {
                     let id = ChunkId::of(content);
-                    write_chunk(&id, *offset, content, packed.as_deref(), &mut chunks);
+                    chunks.extend(chunk_frame(*offset, content, packed.as_deref()));
                     write_recipe(&Chunk { id, size_bytes: content.len() as u32 }, &mut recipe);
                     expected.push((*offset, content.clone()));
                 }
             }
             let frames = all_chunks(&chunks).unwrap();
-            let read: Vec<_> = frames.iter().map(|f| (f.offset, f.content.bytes.clone())).collect();
+            let read: Vec<_> = frames.iter().map(|(f, content)| (f.offset, content.clone())).collect();
             prop_assert_eq!(read, expected);
-            prop_assert_eq!(read_recipe(&recipe).unwrap(), frames.iter().map(|f| f.chunk).collect::<Vec<_>>());
+            prop_assert_eq!(read_recipe(&recipe).unwrap(), frames.iter().map(|(f, _)| f.chunk).collect::<Vec<_>>());
             let read = all_blobs(&blobs, 1 << 20).unwrap();
             prop_assert_eq!(read.len(), contents.len());
-            for (frame, (content, _, _, name)) in read.iter().zip(&contents) {
-                prop_assert_eq!(&frame.content.bytes, content);
+            for ((frame, read), (content, _, _, name)) in read.iter().zip(&contents) {
+                prop_assert_eq!(read, content);
                 prop_assert_eq!(&frame.name, name.as_bytes());
             }
         }
@@ -315,17 +340,16 @@ mod tests {
         #[test]
         fn fuzz_a_damaged_body_is_no_other_one(content in content(), at: prop::sample::Index, bit in 0u8..8, cut: prop::sample::Index) {
             prop_assume!(!content.is_empty());
-            let mut body = Vec::new();
-            write_chunk(&ChunkId::of(&content), 9, &content, Some(&compressed(&content)), &mut body);
+            let mut body = chunk_frame(9, &content, Some(&compressed(&content)));
             let whole = body.len();
             let shorter = &body[..cut.index(whole)];
             prop_assert!(shorter.is_empty() || all_chunks(shorter).is_err());
             let at = at.index(whole);
             body[at] ^= 1 << bit;
             if let Ok(frames) = all_chunks(&body) {
-                let [frame] = &frames[..] else { return Err(TestCaseError::fail("one became many")) };
-                let same = frame.offset == 9 && ChunkId::of(&frame.content.bytes) == frame.chunk.id;
-                prop_assert!(!same || frame.content.bytes == content);
+                let [(frame, read)] = &frames[..] else { return Err(TestCaseError::fail("one became many")) };
+                let same = frame.offset == 9 && ChunkId::of(read) == frame.chunk.id;
+                prop_assert!(!same || *read == content);
             }
         }
     }
@@ -334,8 +358,7 @@ mod tests {
     fn a_frame_says_no_more_than_it_may() {
         // A bomb: a megabyte of zeros that says to be a kilobyte.
         let bomb = compressed(&vec![0; 1 << 20]);
-        let mut body = Vec::new();
-        write_chunk(&ChunkId::of(b""), 0, &[0; 1024], None, &mut body);
+        let mut body = chunk_frame(0, &[0; 1024], None);
         body.truncate(CHUNK_HEAD_BYTES);
         body[44..48].copy_from_slice(&(bomb.len() as u32).to_le_bytes());
         body.extend_from_slice(&bomb);

@@ -20,8 +20,8 @@ pub use extension::{
 };
 pub use filename::{decode_filename, encode_filename};
 pub use frames::{
-    BLOB_HEAD_BYTES, BlobFrame, CHUNK_HEAD_BYTES, ChunkFrame, Content, FrameError,
-    RECIPE_ENTRY_BYTES, read_blob, read_chunk, read_recipe, write_blob, write_chunk, write_recipe,
+    BLOB_HEAD_BYTES, BlobFrame, CHUNK_HEAD_BYTES, ChunkFrame, FrameError, RECIPE_ENTRY_BYTES,
+    frame_chunk, read_blob, read_chunk, read_recipe, write_blob, write_recipe,
 };
 pub use token::{TOKEN_PREFIX, hide_tokens, split_token};
 

@@ -25,7 +25,7 @@ use crate::{
     client::{ClientError, Told, Unfinished, UploadBody, UploadOutcome},
     disk::{Fingerprint, read_at},
     domain::{BlobId, Chunk, ChunkId},
-    wire::{Run, runs_of, write_chunk, write_recipe},
+    wire::{CHUNK_HEAD_BYTES, Run, frame_chunk, runs_of, write_recipe},
 };
 
 /// How long a piece is that nobody has looked for, in bytes: what is lost with a connection is less.
@@ -312,21 +312,19 @@ impl Pieces {
             let mut places = runs.iter().flat_map(|(first, count)| *first..first + count);
             let mut next = places.next();
             let mut offset = segment.offset;
-            let mut content = Vec::new();
             for (place, &(id, size_bytes)) in (0u32..).zip(&segment.chunks) {
                 if next == Some(place) {
                     next = places.next();
-                    content.resize(size_bytes as usize, 0);
-                    if !read_at(&file, offset, &mut content)? {
+                    let mut frame = vec![0; CHUNK_HEAD_BYTES + size_bytes as usize];
+                    let content = &mut frame[CHUNK_HEAD_BYTES..];
+                    if !read_at(&file, offset, content)? {
                         return Err(ReadError::Changed);
                     }
-                    let actual = ChunkId::of(&content);
+                    let packed = packer.pack(content);
+                    let actual = frame_chunk(offset, packed.as_deref(), &mut frame);
                     if id.is_some_and(|id| id != actual) {
                         return Err(ReadError::Changed);
                     }
-                    let mut frame = Vec::new();
-                    let packed = packer.pack(&content);
-                    write_chunk(&actual, offset, &content, packed.as_deref(), &mut frame);
                     frames.blocking_send(Ok(frame.into())).map_err(|_| ReadError::Unwanted)?;
                 }
                 offset += u64::from(size_bytes);
