@@ -237,14 +237,18 @@ pub struct SyncPoint {
 }
 
 impl SyncPoint {
-    /// Begins, on the file system that the directory `path` is on; `None` where its errors would not be told:
-    /// other systems than Linux, and Linux before 5.8.
+    /// Begins, on the file system that the directory `path` is on; `None` where it would sync nothing, or its errors
+    /// not be told: other systems than Linux, Linux before 5.8, and file systems that are not of a disk of this
+    /// machine.
     ///
     /// # Errors
     /// If the directory cannot be opened.
     pub fn begin(path: &Path) -> Result<Option<Self>, DiskError> {
         #[cfg(target_os = "linux")]
-        if tells_errors(&rustix::system::uname().release().to_string_lossy()) {
+        if tells_errors(&rustix::system::uname().release().to_string_lossy())
+            && ["ext4", "xfs", "btrfs", "f2fs", "tmpfs"]
+                .contains(&&*super::FileSystem::of(path)?.name)
+        {
             let handle = fs::File::open(path).on("open", path)?;
             return Ok(Some(Self { handle, path: path.to_owned() }));
         }

@@ -22,7 +22,7 @@ pub use error::{DiskError, IoContext};
 pub use filesystem::{FileSystem, is_rotational};
 pub use lock::{Lock, LockError};
 pub use part::{PartFile, read_at};
-pub use publish::{TempFile, replace_file};
+pub use publish::{TempFile, append_file, replace_file};
 pub(crate) use stat::unix_ns;
 pub use stat::{DirectoryId, Fingerprint, Space, be_gentle, read_from_disk, rest_if_gentle, touch};
 pub use trial::{nearest_existing, try_writing};

@@ -35,7 +35,14 @@ impl PartFile {
                 Change::CreateFile.make(&path, None, || options.open(&path))?
             }
             found => {
-                let file = found.on("open", &path)?;
+                let file = match found {
+                    // It was made read-only, and then nothing more came of it.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        make_writable(&path)?;
+                        options.open(&path).on("open", &path)?
+                    }
+                    found => found.on("open", &path)?,
+                };
                 read_from_disk(&file);
                 file
             }
@@ -104,6 +111,15 @@ impl PartFile {
         })?;
         rename(&self.path, target)
     }
+}
+
+fn make_writable(path: &Path) -> Result<(), DiskError> {
+    let mut permissions = std::fs::metadata(path).on("look at", path)?.permissions();
+    #[cfg(unix)]
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
+    #[cfg(not(unix))]
+    permissions.set_readonly(false);
+    std::fs::set_permissions(path, permissions).on("make writable", path)
 }
 
 /// Reads exactly this range of a file. Whether there is so much.

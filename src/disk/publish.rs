@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    DiskError,
-    change::{Change, remove_file, rename},
+    DiskError, IoContext,
+    change::{Change, remove_file, rename, sync_dir},
 };
 
 /// A file that is being written and is not yet visible under its name. Dropped unpublished, it is removed.
@@ -104,9 +104,33 @@ pub fn replace_file(path: &Path, content: &[u8], durable: bool) -> Result<(), Di
     file.publish(path)
 }
 
+/// Appends to a small file of our own, which is made if it is not there. If `durable`, it is on the disk then,
+/// name and all.
+///
+/// # Errors
+/// If not all of it can be written: then the end of the file may be a part of it.
+pub fn append_file(path: &Path, content: &[u8], durable: bool) -> Result<(), DiskError> {
+    let mut options = File::options();
+    options.append(true);
+    let (mut file, is_new) = match options.open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            options.create(true);
+            (Change::CreateFile.make(path, None, || options.open(path))?, true)
+        }
+        found => (found.on("open", path)?, false),
+    };
+    Change::Write.make(path, None, || file.write_all(content))?;
+    if durable {
+        Change::SyncData.make(path, None, || file.sync_data())?;
+        if let (true, Some(dir)) = (is_new, path.parent()) {
+            sync_dir(dir)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(windows)]
 fn set_read_only(file: &File, path: &Path) -> Result<(), DiskError> {
-    use super::IoContext;
     let mut permissions = file.metadata().on("look at", path)?.permissions();
     permissions.set_readonly(true);
     file.set_permissions(permissions).on("make read-only", path)

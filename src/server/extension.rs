@@ -61,7 +61,10 @@ impl From<UnfinishedError> for ApiError {
     fn from(error: UnfinishedError) -> Self {
         let (status, next) = match &error {
             UnfinishedError::NotBegun => (StatusCode::NOT_FOUND, "begin anew"),
-            UnfinishedError::TooMany => (StatusCode::SERVICE_UNAVAILABLE, "try again later"),
+            UnfinishedError::TooMany | UnfinishedError::Scattered => {
+                (StatusCode::CONFLICT, "send the file as a whole")
+            }
+            UnfinishedError::Busy { .. } => (StatusCode::TOO_EARLY, "ask again what is missing"),
             UnfinishedError::Outside { .. } => {
                 (StatusCode::BAD_REQUEST, "chunks must lie within the blob")
             }
@@ -230,7 +233,7 @@ async fn known(State(app): State<App>, body: Body) -> Result<Json<KnownAnswer>, 
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 425, description = "Somebody else is sending it: go on with other files, then ask again", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
-        (status = 503, description = "Too many files are being sent in pieces", body = Problem),
+        (status = 409, description = "Too many files are being sent in pieces: send it as a whole", body = Problem),
         (status = 507, description = "The storage is full", body = Problem),
     )
 )]
@@ -360,6 +363,7 @@ async fn recipe(
         (status = 408, description = "No data came for too long", body = Problem),
         (status = 409, description = "There is something else in that place", body = Problem),
         (status = 413, description = "The body is too long", body = Problem),
+        (status = 425, description = "Another request is writing to that place", body = Problem),
         (status = 417, description = "A chunk is not what its digest says", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
         (status = 507, description = "The storage is full", body = Problem),
@@ -373,6 +377,10 @@ async fn chunks(
 ) -> Result<StatusCode, ApiError> {
     let NamedBlob(id) = blob?;
     let sender = sender(&headers)?;
+    let asked = app.store.clone();
+    let from = sender.clone();
+    // However long the body takes: who sends it is not silent.
+    let _request = app.exec.blocking(move || asked.request(&id, &from)).await?;
     let watch = CutOff { app: &app, id, sender: Some(&sender) };
     let (store, from) = (app.store.clone(), sender.clone());
     let limit = MAX_CHUNKS_BYTES + CHUNK_HEAD_BYTES as u64;

@@ -263,8 +263,7 @@ async fn clean(app: &App) -> Option<()> {
         rest(app, HOUR).await.ok()?;
         let store = app.store.clone();
         let remove = move || -> Result<u64, DiskError> {
-            Ok(store.remove_stalled(STALLED_FOR)?
-                + store.forget_unfinished(UNFINISHED_FOR, None)?)
+            Ok(store.remove_stalled(STALLED_FOR)? + store.forget_unfinished(UNFINISHED_FOR)?)
         };
         match app.exec.blocking(remove).await {
             Ok(removed) => {

@@ -134,17 +134,28 @@ impl Store {
             return Ok(BlobStatus::Uploading);
         }
         let Some(found) = self.is_there(id)? else { return Ok(BlobStatus::Unknown) };
+        let is_kept = self.keep(id, &found, now)?;
+        Ok(if is_kept { BlobStatus::Stored } else { BlobStatus::Unknown })
+    }
+
+    /// Notes that a blob is needed now that was found to be there. Whether it still is.
+    pub(super) fn keep(
+        &self,
+        id: &BlobId,
+        found: &fs::Metadata,
+        now: SystemTime,
+    ) -> Result<bool, DiskError> {
         let recent = found
             .modified()
             .is_ok_and(|at| now.duration_since(at).unwrap_or_default() < TOUCHED_RECENTLY);
         if recent {
             // Garbage collection removes nothing that is this young.
-            return Ok(BlobStatus::Stored);
+            return Ok(true);
         }
         let _stays = self.removal.read().expect("BUG: no one panics with this lock");
         match touch(&self.layout.blob(id).1) {
-            Ok(()) => Ok(BlobStatus::Stored),
-            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(BlobStatus::Unknown),
+            Ok(()) => Ok(true),
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -185,6 +196,8 @@ impl Store {
         if self.mark_needed(&id, SystemTime::now())? == BlobStatus::Stored {
             return Ok(Begin::Stored);
         }
+        // Somebody may have begun to send it in pieces, and gone.
+        self.give_up_if_silent(&id, "");
         let claim = match self.inflight.claim(id) {
             Ok(claim) => claim,
             Err(flight) => return Ok(Begin::Busy(flight)),
@@ -195,14 +208,12 @@ impl Store {
         if self.is_there(&id)?.is_some() {
             return Ok(Begin::Stored);
         }
-        match self.has_room() {
+        if let Err(error) = self.has_room() {
             // What somebody may want to go on with is worth less than what somebody sends now.
-            Err(error)
-                if error.is_full() && self.forget_unfinished(Duration::ZERO, Some(&id))? > 0 =>
-            {
-                self.has_room()?;
+            if !error.is_full() || !self.make_room(self.missing_bytes()?, &id)? {
+                return Err(error);
             }
-            looked => looked?,
+            self.has_room()?;
         }
         Ok(Begin::Receive(ticket))
     }

@@ -37,19 +37,21 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const CACHE_KIB: i64 = 8 << 10;
 
 /// The key of a chunk is the first eight bytes of its digest: another chunk with the same is found out when it
-/// is read, and takes the place of the first.
+/// is read. Each blob has its own rows, also of chunks that others have: these may go first.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS blobs (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         digest BLOB NOT NULL,
         size INTEGER NOT NULL,
+        whole INTEGER NOT NULL DEFAULT 0,
         UNIQUE (digest, size)
     ) STRICT;
     CREATE TABLE IF NOT EXISTS chunks (
-        key INTEGER PRIMARY KEY,
+        key INTEGER NOT NULL,
         blob INTEGER NOT NULL,
-        offset INTEGER NOT NULL
-    ) STRICT;
+        offset INTEGER NOT NULL,
+        PRIMARY KEY (key, blob)
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS state (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         complete INTEGER NOT NULL
@@ -124,7 +126,8 @@ impl Tables {
     fn places(&self, chunks: &[Chunk]) -> rusqlite::Result<Vec<Option<Place>>> {
         let connection = self.read();
         let mut find = connection.prepare_cached(
-            "SELECT digest, size, offset FROM chunks JOIN blobs ON number = blob WHERE key = ?1",
+            "SELECT digest, size, offset FROM chunks JOIN blobs ON number = blob WHERE key = ?1
+             ORDER BY blob DESC LIMIT 1",
         )?;
         chunks
             .iter()
@@ -142,17 +145,25 @@ impl Tables {
 
     fn has(&self, id: &BlobId) -> rusqlite::Result<bool> {
         let read = self.read();
-        read.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?1 AND size = ?2")?
+        read.prepare_cached("SELECT 1 FROM blobs WHERE digest = ?1 AND size = ?2 AND whole")?
             .exists(params![id.digest.as_bytes(), id.size_bytes.cast_signed()])
     }
 
+    /// The number of a blob that is not whole here, new or not.
     fn begin_blob(&self, id: &BlobId) -> rusqlite::Result<i64> {
         let write = self.write();
-        write.execute(
-            "INSERT INTO blobs (digest, size) VALUES (?1, ?2)",
+        write.query_row(
+            "INSERT INTO blobs (digest, size) VALUES (?1, ?2)
+             ON CONFLICT (digest, size) DO UPDATE SET whole = 0 RETURNING number",
             params![id.digest.as_bytes(), id.size_bytes.cast_signed()],
-        )?;
-        Ok(write.last_insert_rowid())
+            |row| row.get(0),
+        )
+    }
+
+    /// All its chunks are here.
+    fn end_blob(&self, blob: i64) -> rusqlite::Result<()> {
+        self.write().execute("UPDATE blobs SET whole = 1 WHERE number = ?1", [blob])?;
+        Ok(())
     }
 
     fn add(&self, blob: i64, chunks: &mut Vec<(ChunkId, u64)>) -> rusqlite::Result<()> {
@@ -192,7 +203,8 @@ impl Tables {
 
     fn count(&self) -> rusqlite::Result<(u64, bool)> {
         let read = self.read();
-        let count: i64 = read.query_row("SELECT COUNT(*) FROM blobs", [], |row| row.get(0))?;
+        let count: i64 =
+            read.query_row("SELECT COUNT(*) FROM blobs WHERE whole", [], |row| row.get(0))?;
         let complete = read.query_row("SELECT complete FROM state", [], |row| row.get(0))?;
         Ok((count.cast_unsigned(), complete))
     }
@@ -281,12 +293,11 @@ impl Store {
         places
     }
 
-    /// It is not there.
-    pub(super) fn forget_place(&self, place: &Place) {
-        // A blob that is there may have been sent again, or a chunk have the same key.
-        if self.is_there(&place.blob).is_ok_and(|found| found.is_none()) {
-            self.index.with(|tables| tables.forget(&place.blob));
-        }
+    /// It is not there. Whether the place is forgotten, so that another one may be found.
+    pub(super) fn forget_place(&self, place: &Place) -> bool {
+        // A blob that is there may have rotted, or a chunk have the same key.
+        let is_gone = self.is_there(&place.blob).is_ok_and(|found| found.is_none());
+        is_gone && self.index.with(|tables| tables.forget(&place.blob).map(|()| true))
     }
 
     /// Has the chunks of a stored blob indexed.
@@ -434,7 +445,7 @@ impl Store {
                 Ok(next) => next.map(|(chunk, _)| chunk),
                 Err(error) => {
                     tracing::debug!("not indexed to its end: {}: {error}", path.display());
-                    None
+                    return tables.add(number, &mut noted);
                 }
             };
             let Some(chunk) = next else { break };
@@ -445,12 +456,13 @@ impl Store {
             offset += u64::from(chunk.size_bytes);
             if noted.len() >= AT_ONCE {
                 if work.is_stopped() {
-                    return tables.forget(id);
+                    return Ok(());
                 }
                 tables.add(number, &mut noted)?;
             }
         }
-        tables.add(number, &mut noted)
+        tables.add(number, &mut noted)?;
+        tables.end_blob(number)
     }
 }
 
@@ -557,6 +569,51 @@ mod tests {
             tables.read().query_row("SELECT COUNT(*) FROM chunks", [], |row| row.get(0))
         });
         assert_eq!(rows as usize, chunks(&stays).len());
+    }
+
+    #[test]
+    fn what_two_blobs_share_is_known_when_either_has_gone() {
+        for goes in [0, 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let opened = open(dir.path());
+            let first = noise(400_000, 1);
+            let both = [first.clone(), [&first[..], b"more"].concat()];
+            let ids = both.each_ref().map(|content| {
+                let id = store(&opened, content);
+                opened.index(&Work::default()).unwrap();
+                id
+            });
+            std::fs::remove_file(opened.layout.blob(&ids[goes]).1).unwrap();
+            if goes == 1 {
+                opened.index_all();
+                opened.index(&Work::default()).unwrap();
+            }
+            let all = chunks(&both[1 - goes]);
+            let known = opened.places(&all).into_iter().flatten();
+            let known =
+                known.filter(|place| place.blob == ids[1 - goes] || opened.forget_place(place));
+            assert_eq!(known.count(), all.len());
+            let places = opened.places(&all).into_iter().flatten();
+            assert_eq!(places.filter(|place| place.blob == ids[1 - goes]).count(), all.len());
+        }
+    }
+
+    #[test]
+    fn what_was_not_indexed_to_its_end_is_indexed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let content = noise(400_000, 1);
+        let opened = open(dir.path());
+        let id = store(&opened, &content);
+        // As if the process had been killed after the first rows.
+        opened.index.with(|tables| {
+            tables.set_complete(false)?;
+            tables.begin_blob(&id)
+        });
+        drop(opened);
+        let opened = open(dir.path());
+        opened.index(&Work::default()).unwrap();
+        assert_eq!(opened.known_chunks(&chunks(&content)), chunks(&content).len());
+        assert!(opened.indexed().complete);
     }
 
     #[test]

@@ -16,6 +16,7 @@ const BUILDING: &str = ".farmhand-building";
 
 /// The end of the names of blobs that come in pieces.
 const UNFINISHED_SUFFIX: &str = ".farmhand-part";
+const BORROWED_SUFFIX: &str = ".farmhand-borrowed";
 
 /// Paths of one storage directory.
 #[derive(Debug)]
@@ -89,9 +90,15 @@ impl Layout {
         self.uploading().join(format!("{}-{}{UNFINISHED_SUFFIX}", id.digest, id.size_bytes))
     }
 
-    /// The blob that a file of this name in `uploading/` is a part of.
+    /// Which ranges of it were put in place from other blobs.
+    pub fn borrowed(&self, id: &BlobId) -> PathBuf {
+        self.uploading().join(format!("{}-{}{BORROWED_SUFFIX}", id.digest, id.size_bytes))
+    }
+
+    /// The blob that a file of this name in `uploading/` is a part of, or a list of such parts.
     pub fn unfinished_id(name: &str) -> Option<BlobId> {
-        let (digest, size) = name.strip_suffix(UNFINISHED_SUFFIX)?.split_once('-')?;
+        let name = name.strip_suffix(UNFINISHED_SUFFIX).or(name.strip_suffix(BORROWED_SUFFIX))?;
+        let (digest, size) = name.split_once('-')?;
         Some(BlobId { digest: digest.parse().ok()?, size_bytes: size.parse().ok()? })
     }
 

@@ -44,7 +44,7 @@ pub use materialize::ModeError;
 pub use receive::{ReceiveError, Received};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
 pub use tally::Tally;
-pub use unfinished::{BeginPieces, Finished, Laid, UnfinishedError};
+pub use unfinished::{BeginPieces, Finished, Laid, Request, UnfinishedError};
 pub use walk::Work;
 
 use crate::disk::{
@@ -260,6 +260,13 @@ impl Store {
         );
         let source = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
         Err(DiskError { op: "store more in", path: self.layout.uploading(), source })
+    }
+
+    /// How many bytes are too few for the uploads that have begun and the reserve.
+    fn missing_bytes(&self) -> Result<u64, DiskError> {
+        Ok(self.room()?.map_or(0, |room| {
+            room.reserve_bytes.saturating_add(room.admitted_bytes).saturating_sub(room.free_bytes)
+        }))
     }
 
     /// Makes the names in a directory durable, if that is what the store promises.

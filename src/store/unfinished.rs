@@ -4,6 +4,11 @@
 //! pieces are there is found out by hashing them again, so that nothing can be wrong about it, whatever
 //! happened in between. In memory is which of them this process has seen to be right. Those never change
 //! again, and only when they are the whole blob is it verified as a whole, and published like any other.
+//!
+//! **Borrowed** is what was put in place from other blobs, on the word of a client that need not have it. Nobody may
+//! learn from answers what is in there: it is never compared with anything but the name of the very chunk that
+//! it was borrowed by. What was borrowed by an earlier process, or for an earlier sender, counts as not there; a file
+//! beside the blob's says which ranges these are, and is on the disk before they are.
 
 use std::{
     collections::HashMap,
@@ -13,7 +18,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, RwLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -23,12 +28,22 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Begin, Durability, Flight, Received, Store, Ticket, index::Place, layout::Layout};
 use crate::{
-    disk::{DiskError, IoContext, PartFile, read_at, remove_file},
+    disk::{DiskError, IoContext, PartFile, append_file, read_at, remove_file},
     domain::{BlobId, Chunk, ChunkId, Digest},
 };
 
-/// How long the sender of an unfinished blob may be silent before another one may go on with it.
+/// How long the sender of an unfinished blob may be silent before another one may go on with it. Nobody is silent
+/// while a request is under way.
 const SILENT_FOR: Duration = Duration::from_secs(5);
+
+/// How long it may be if nobody else asks for the blob.
+const FORGOTTEN_FOR: Duration = Duration::from_secs(600);
+
+/// How many chunks of a blob may be borrowed: the name of each is kept in memory. What is more must be sent.
+const MAX_BORROWED: usize = 500_000;
+
+/// In how many ranges a blob may come: each takes memory.
+const MAX_RANGES: usize = 100_000;
 
 /// How many blobs are sent in pieces at the same time.
 const MAX_AT_ONCE: usize = 256;
@@ -67,14 +82,26 @@ pub enum UnfinishedError {
         /// Its place.
         offset: u64,
     },
-    /// There are other bytes in this place, and they were right, too.
-    #[error("bytes {offset} to {end} are there already, and are others")]
+    /// There are other bytes in this place, and they were right, too; or it is not to be told whether they are
+    /// others.
+    #[error("bytes {offset} to {end} are there already, and may be others")]
     Conflict {
         /// Where it begins.
         offset: u64,
         /// Where it ends.
         end: u64,
     },
+    /// Another request is writing there.
+    #[error("bytes {offset} to {end} are being written by another request")]
+    Busy {
+        /// Where it begins.
+        offset: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// It comes in too many pieces that do not touch each other.
+    #[error("what has come of it is in more than {MAX_RANGES} places")]
+    Scattered,
     /// Something is missing.
     #[error("{missing_bytes} bytes are missing, the first at {first}")]
     Incomplete {
@@ -124,6 +151,23 @@ pub struct Laid {
     pub reused_bytes: u64,
 }
 
+/// What has come of a blob that nobody is sending.
+struct Left {
+    id: BlobId,
+    written: SystemTime,
+    allocated_bytes: u64,
+}
+
+/// What there is in a place of a blob.
+enum Has {
+    /// The chunk that was asked for.
+    There,
+    /// Nothing that counts.
+    Nothing,
+    /// Something that has come of it is, but not the whole chunk: it must be sent.
+    Something,
+}
+
 /// All blobs that are being sent in pieces.
 #[derive(Debug, Default)]
 pub(super) struct AllUnfinished(Mutex<HashMap<BlobId, Arc<Unfinished>>>);
@@ -134,12 +178,15 @@ impl AllUnfinished {
     }
 }
 
+/// One blob that is being sent in pieces.
 #[derive(Debug)]
-struct Unfinished {
+pub struct Unfinished {
     id: BlobId,
     part: PartFile,
     /// How long the file was when it was opened: up to there may be pieces of an earlier try.
     found_bytes: u64,
+    /// Whether there is a list of what was borrowed.
+    has_list: AtomicBool,
     /// Requests under way.
     active: AtomicUsize,
     /// Held to read while a piece is written; held to write by who publishes: then nothing is written any
@@ -159,6 +206,12 @@ struct State {
     right: RangeSet<u64>,
     /// What is being written.
     reserved: RangeSet<u64>,
+    /// What has been borrowed, and not been sent since: also what was borrowed before.
+    borrowed: RangeSet<u64>,
+    /// By what chunks, in this process and for this blob's sender.
+    lent: HashMap<u64, Lent>,
+    /// Somebody else would send the blob.
+    is_wanted: bool,
     sent_bytes: u64,
     /// The right to the blob's name; none once it has ended.
     ticket: Option<Ticket>,
@@ -171,8 +224,17 @@ struct Hashed {
     bytes: u64,
 }
 
+/// The chunk that a range was borrowed by: its length, and half of its name, which is enough to tell.
+type Lent = (u32, [u8; 16]);
+
+fn lent(chunk: &Chunk) -> Lent {
+    let half = chunk.id.as_bytes().first_chunk().expect("BUG: a digest has 32 bytes");
+    (chunk.size_bytes, *half)
+}
+
 /// A request under way: while there is one, nobody takes the blob over.
-struct Request(Arc<Unfinished>);
+#[derive(Debug)]
+pub struct Request(Arc<Unfinished>);
 
 impl Drop for Request {
     fn drop(&mut self) {
@@ -203,16 +265,13 @@ impl Store {
         id: BlobId,
         sender: &str,
     ) -> Result<BeginPieces, UnfinishedError> {
-        self.give_up_silent();
         if self.is_stored_meanwhile(&id)? {
             return Ok(BeginPieces::Stored);
         }
-        if let Some(unfinished) = self.unfinished.map().get(&id).cloned() {
+        self.give_up_if_silent(&id, sender);
+        if let Some(unfinished) = self.unfinished.map().get(&id) {
             let mut state = unfinished.state();
-            let is_free =
-                unfinished.active.load(Relaxed) == 0 && state.seen.elapsed() >= SILENT_FOR;
-            if state.ticket.is_some() && (state.sender == sender || is_free) {
-                sender.clone_into(&mut state.sender);
+            if state.ticket.is_some() && state.sender == sender {
                 state.is_seen();
                 return Ok(BeginPieces::Begun { resumable: true });
             }
@@ -228,12 +287,17 @@ impl Store {
         }
         let part = PartFile::open(self.layout.unfinished(&id))?;
         let found_bytes = part.size_bytes()?;
+        let borrowed = self.borrowed_before(&id)?;
+        let has_list = !borrowed.is_empty();
         let state = State {
             sender: sender.to_owned(),
             seen: Instant::now(),
             is_cut_off: false,
+            is_wanted: false,
             right: RangeSet::new(),
             reserved: RangeSet::new(),
+            borrowed,
+            lent: HashMap::new(),
             sent_bytes: 0,
             ticket: Some(ticket),
         };
@@ -241,6 +305,7 @@ impl Store {
             id,
             part,
             found_bytes,
+            has_list: has_list.into(),
             active: AtomicUsize::new(0),
             writing: RwLock::default(),
             state: state.into(),
@@ -248,6 +313,34 @@ impl Store {
         };
         all.insert(id, Arc::new(unfinished));
         Ok(BeginPieces::Begun { resumable: found_bytes > 0 })
+    }
+
+    /// What was borrowed for a blob before this process, or this sender, began with it.
+    fn borrowed_before(&self, id: &BlobId) -> Result<RangeSet<u64>, DiskError> {
+        let path = self.layout.borrowed(id);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RangeSet::new()),
+            Err(error) => return Err(error).on("read", &path),
+        };
+        // A last one that is cut short was not yet borrowed.
+        let (records, _) = text.as_chunks::<16>();
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("BUG: eight bytes"));
+        let ranges = records.iter().map(|record| {
+            let offset = number(&record[..8]);
+            range(offset, number(&record[8..]))
+        });
+        Ok(ranges.filter(|range| !range.is_empty()).collect())
+    }
+
+    /// Notes what is about to be borrowed, before it is.
+    fn note_borrowed(&self, id: &BlobId, ranges: &RangeSet<u64>) -> Result<(), DiskError> {
+        let mut text = Vec::new();
+        for range in ranges.iter() {
+            text.extend_from_slice(&range.start.to_le_bytes());
+            text.extend_from_slice(&(range.end - range.start).to_le_bytes());
+        }
+        append_file(&self.layout.borrowed(id), &text, self.options.durability == Durability::Full)
     }
 
     /// How many of these chunks are somewhere in the store, as far as is known.
@@ -276,27 +369,36 @@ impl Store {
         for (place, chunk) in (0u32..).zip(chunks) {
             let chunk_range = range(at, chunk.size_bytes.into());
             at = chunk_range.end;
-            if !unfinished.has(&chunk_range, &chunk.id, &mut buffer)? {
-                wanted.push((place, *chunk, chunk_range.start));
+            match unfinished.has(&chunk_range, chunk, &mut buffer)? {
+                Has::There => {}
+                Has::Nothing => wanted.push((place, *chunk, chunk_range)),
+                Has::Something => laid.missing.push(place),
             }
         }
         let only: Vec<Chunk> = wanted.iter().map(|(_, chunk, _)| *chunk).collect();
+        let known = self.places(&only);
+        let to_borrow: RangeSet<u64> = wanted
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| known.is_some())
+            .map(|((.., range), _)| range.clone())
+            .collect();
+        if !to_borrow.is_empty() {
+            unfinished.has_list.store(true, Relaxed);
+            self.note_borrowed(id, &to_borrow)?;
+        }
         let mut source = Source::default();
-        for ((place, chunk, start), known) in wanted.into_iter().zip(self.places(&only)) {
-            let Some(known) = known else {
-                laid.missing.push(place);
-                continue;
-            };
-            // Never trusted: what is there by now may be something else, or nothing.
+        for ((place, chunk, range), known) in wanted.into_iter().zip(known) {
             buffer.resize(chunk.size_bytes as usize, 0);
-            if source.read(self, &known, &mut buffer) && ChunkId::of(&buffer) == chunk.id {
-                unfinished.put(start, &buffer)?;
+            // Never trusted: what is there by now may be something else, or nothing.
+            let is_found = source.find(self, known, &chunk, &mut buffer);
+            if is_found && unfinished.borrow(&chunk, &range, &buffer)? {
                 laid.reused_bytes += u64::from(chunk.size_bytes);
             } else {
-                self.forget_place(&known);
                 laid.missing.push(place);
             }
         }
+        laid.missing.sort_unstable();
         unfinished.hash_ahead(HASH_AHEAD_BYTES)?;
         Ok(laid)
     }
@@ -366,17 +468,18 @@ impl Store {
             return Err(UnfinishedError::WrongBlob);
         }
         let sent_bytes = unfinished.state().sent_bytes;
-        let received = self.publish_pieces(&unfinished.part, ticket).inspect_err(|_| {
-            // What could not be synced once may look right and never come to the disk: it must be sent again.
-            // If it cannot be removed, it is read from the disk the next time.
-            let _ = self.remove_unfinished(id);
-        })?;
+        let received = self.publish_pieces(&unfinished.part, ticket)?;
+        if unfinished.has_list.load(Relaxed) {
+            // One that stays costs a new try nothing, and expires.
+            let _ = remove_file(&self.layout.borrowed(id));
+        }
         Ok(Some(Finished { received, sent_bytes }))
     }
 
     /// Whether somebody has stored a blob that is being sent in pieces, or was: then nobody need go on.
     fn is_stored_meanwhile(&self, id: &BlobId) -> Result<bool, DiskError> {
-        if self.is_there(id)?.is_none() {
+        let Some(found) = self.is_there(id)? else { return Ok(false) };
+        if !self.keep(id, &found, SystemTime::now())? {
             return Ok(false);
         }
         let unfinished = self.unfinished.map().remove(id);
@@ -410,8 +513,13 @@ impl Store {
             part.set_len(size_bytes)?;
         }
         let start = Instant::now();
-        if self.options.durability == Durability::Full {
-            part.sync()?;
+        if self.options.durability == Durability::Full
+            && let Err(error) = part.sync()
+        {
+            // What could not be synced once may look right and never come to the disk: it must be sent again.
+            // If it cannot be removed, it is read from the disk the next time.
+            let _ = self.remove_unfinished(&ticket.id);
+            return Err(error);
         }
         let synced = start.elapsed();
         ticket.publish(|file| part.publish(file))?;
@@ -420,8 +528,11 @@ impl Store {
         Ok(Received { synced: synced + start.elapsed() })
     }
 
-    /// The blob that this sender has begun.
-    fn request(&self, id: &BlobId, sender: &str) -> Result<Request, UnfinishedError> {
+    /// The blob that this sender has begun. As long as what is returned lives, nobody else takes it over.
+    ///
+    /// # Errors
+    /// If it has not begun it.
+    pub fn request(&self, id: &BlobId, sender: &str) -> Result<Request, UnfinishedError> {
         // Held until it counts as active: what is silent may be given up at any moment.
         let all = self.unfinished.map();
         let unfinished = all.get(id).ok_or(UnfinishedError::NotBegun)?;
@@ -436,20 +547,46 @@ impl Store {
         Ok(Request(unfinished.clone()))
     }
 
-    /// Gives up the right to blobs whose senders are silent: others may send them. What has come of them
-    /// is kept.
+    /// Gives up the right to blobs whose senders are silent, if others would send them, or for long: others
+    /// may. What has come of them is kept.
     pub fn give_up_silent(&self) {
-        let silent = |unfinished: &Unfinished| {
-            unfinished.active.load(Relaxed) == 0 && unfinished.state().is_silent()
-        };
         self.unfinished.map().retain(|_, unfinished| {
-            let gone = silent(unfinished);
-            if gone && unfinished.found_bytes == 0 && unfinished.state().right.is_empty() {
-                // Not even a beginning. What cannot be removed expires.
-                let _ = self.remove_unfinished(&unfinished.id);
+            let is_over = {
+                let state = unfinished.state();
+                let is_silent = unfinished.active.load(Relaxed) == 0 && state.is_silent();
+                is_silent && (state.is_wanted || state.seen.elapsed() >= FORGOTTEN_FOR)
+            };
+            if is_over {
+                self.give_up(unfinished);
             }
-            !gone
+            !is_over
         });
+    }
+
+    /// The same for one that somebody else would send now; if it is not given up now, it is noted that somebody
+    /// would.
+    pub(super) fn give_up_if_silent(&self, id: &BlobId, sender: &str) {
+        let mut all = self.unfinished.map();
+        let Some(unfinished) = all.get(id) else { return };
+        let is_over = {
+            let mut state = unfinished.state();
+            if state.sender == sender {
+                return;
+            }
+            state.is_wanted = true;
+            unfinished.active.load(Relaxed) == 0 && state.is_silent()
+        };
+        if is_over {
+            self.give_up(unfinished);
+            all.remove(id);
+        }
+    }
+
+    fn give_up(&self, unfinished: &Unfinished) {
+        if unfinished.found_bytes == 0 && unfinished.state().right.is_empty() {
+            // Not even a beginning. What cannot be removed expires.
+            let _ = self.remove_unfinished(&unfinished.id);
+        }
     }
 
     /// Gives up all of them: nobody is served any more. Each has a hold on the store, which is not closed
@@ -485,46 +622,96 @@ impl Store {
         }
     }
 
-    /// Removes what has come of blobs that nobody has gone on with for this long, but for one. Returns how many.
+    /// Removes what has come of blobs that nobody has gone on with for this long. Returns how many.
     ///
     /// # Errors
     /// If they cannot be listed or removed.
-    pub fn forget_unfinished(
-        &self,
-        idle: Duration,
-        except: Option<&BlobId>,
-    ) -> Result<u64, DiskError> {
-        let (dir, now) = (self.layout.uploading(), SystemTime::now());
+    pub fn forget_unfinished(&self, idle: Duration) -> Result<u64, DiskError> {
+        let now = SystemTime::now();
         let mut removed = 0;
-        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let entry = entry.on("list", &dir)?;
-            let Some(id) = entry.file_name().to_str().and_then(Layout::unfinished_id) else {
-                continue;
-            };
-            let path = entry.path();
-            let written = match entry.metadata() {
-                Ok(found) => found.modified().on("look at", &path)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).on("look at", &path),
-            };
-            // Nobody may begin with it meanwhile.
-            let all = self.unfinished.map();
-            if Some(&id) != except
-                && !all.contains_key(&id)
-                && now.duration_since(written).is_ok_and(|age| age >= idle)
+        for left in self.left_unfinished()? {
+            if now.duration_since(left.written).is_ok_and(|age| age >= idle)
+                && self.forget(&left.id)?
             {
-                self.remove_unfinished(&id)?;
                 removed += 1;
             }
         }
         Ok(removed)
     }
 
-    fn remove_unfinished(&self, id: &BlobId) -> Result<(), DiskError> {
-        match remove_file(&self.layout.unfinished(id)) {
-            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
+    /// Removes the oldest of what nobody goes on with, until so many bytes are free again; nothing if all of it
+    /// would not be enough, and never what has come of `id`. Whether it was.
+    ///
+    /// # Errors
+    /// If it cannot be listed or removed.
+    pub(super) fn make_room(&self, missing_bytes: u64, id: &BlobId) -> Result<bool, DiskError> {
+        let mut left = self.left_unfinished()?;
+        left.retain(|left| left.id != *id);
+        left.sort_unstable_by_key(|left| left.written);
+        let removable_bytes: u64 = left.iter().map(|left| left.allocated_bytes).sum();
+        if missing_bytes == 0 || removable_bytes < missing_bytes {
+            return Ok(false);
         }
+        let mut freed_bytes = 0;
+        for left in left {
+            if freed_bytes >= missing_bytes {
+                break;
+            }
+            if self.forget(&left.id)? {
+                tracing::info!("{} will not be gone on with: its room is needed", left.id);
+                freed_bytes += left.allocated_bytes;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What has come of blobs that are not being sent.
+    fn left_unfinished(&self) -> Result<Vec<Left>, DiskError> {
+        let dir = self.layout.uploading();
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
+            let entry = entry.on("list", &dir)?;
+            let Some(id) = entry.file_name().to_str().and_then(Layout::unfinished_id) else {
+                continue;
+            };
+            let path = entry.path();
+            let found = match entry.metadata() {
+                Ok(found) => found,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).on("look at", &path),
+            };
+            let written = found.modified().on("look at", &path)?;
+            // A list without a blob, too; with one, it goes with it.
+            let is_list = path != self.layout.unfinished(&id);
+            if is_list && self.layout.unfinished(&id).exists() {
+                continue;
+            }
+            if !self.unfinished.map().contains_key(&id) {
+                all.push(Left { id, written, allocated_bytes: allocated_bytes(&found) });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes what has come of a blob, unless somebody goes on with it. Whether it did.
+    fn forget(&self, id: &BlobId) -> Result<bool, DiskError> {
+        // Nobody may begin with it meanwhile.
+        let all = self.unfinished.map();
+        if all.contains_key(id) {
+            return Ok(false);
+        }
+        self.remove_unfinished(id).map(|()| true)
+    }
+
+    fn remove_unfinished(&self, id: &BlobId) -> Result<(), DiskError> {
+        // The list last: while there is something borrowed, it must be there.
+        for path in [self.layout.unfinished(id), self.layout.borrowed(id)] {
+            match remove_file(&path) {
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -545,33 +732,79 @@ impl Unfinished {
     fn has(
         &self,
         range: &Range<u64>,
-        id: &ChunkId,
+        chunk: &Chunk,
         buffer: &mut Vec<u8>,
-    ) -> Result<bool, UnfinishedError> {
+    ) -> Result<Has, UnfinishedError> {
+        let conflict = || UnfinishedError::Conflict { offset: range.start, end: range.end };
         let is_right = {
             let state = self.state();
             if state.reserved.overlaps(range) {
-                return Ok(false);
+                return Ok(Has::Something);
             }
-            state.right.gaps(range).next().is_none()
+            let is_right = state.right.gaps(range).next().is_none();
+            if state.borrowed.overlaps(range) {
+                return match state.lent.get(&range.start) {
+                    Some(known) if *known == lent(chunk) => Ok(Has::There),
+                    _ if state.touches_borrowed(range) => Err(conflict()),
+                    // By somebody else: it is not there.
+                    _ if state.right.overlaps(range) => Ok(Has::Something),
+                    _ => Ok(Has::Nothing),
+                };
+            }
+            if !is_right && state.right.overlaps(range) {
+                return Ok(Has::Something);
+            }
+            is_right
         };
         if !is_right && range.end > self.found_bytes {
-            return Ok(false);
+            return Ok(Has::Nothing);
         }
         buffer.resize((range.end - range.start) as usize, 0);
-        let is_it = self.part.read_at(range.start, buffer)? && ChunkId::of(buffer) == *id;
-        if is_right && !is_it {
-            return Err(UnfinishedError::Conflict { offset: range.start, end: range.end });
+        let is_it = self.part.read_at(range.start, buffer)? && ChunkId::of(buffer) == chunk.id;
+        if is_right {
+            return if is_it { Ok(Has::There) } else { Err(conflict()) };
         }
-        if is_it && !is_right {
+        if !is_it {
+            return Ok(Has::Nothing);
+        }
+        let mut state = self.state();
+        // Somebody may have begun to write there since.
+        if state.reserved.overlaps(range) {
+            return Ok(Has::Something);
+        }
+        state.is_right(range.clone())?;
+        Ok(Has::There)
+    }
+
+    /// Writes a chunk to its place that is taken from another blob. Not where anything has come: whether that
+    /// is the same is nobody's business. Whether it did.
+    fn borrow(
+        &self,
+        chunk: &Chunk,
+        range: &Range<u64>,
+        content: &[u8],
+    ) -> Result<bool, UnfinishedError> {
+        let _writing = self.writing.read().expect("BUG: no one panics with this lock");
+        {
             let mut state = self.state();
-            // Somebody may have begun to write there since.
-            if state.reserved.overlaps(range) {
+            if state.ticket.is_none() {
+                return Err(UnfinishedError::NotBegun);
+            }
+            let is_free = !state.reserved.overlaps(range) && !state.right.overlaps(range);
+            if !is_free || state.lent.len() >= MAX_BORROWED {
                 return Ok(false);
             }
-            state.right.insert(range.clone());
+            state.reserved.insert(range.clone());
         }
-        Ok(is_it)
+        let written = self.part.write_at(range.start, content);
+        let mut state = self.state();
+        state.reserved.remove(range.clone());
+        written?;
+        state.borrowed.insert(range.clone());
+        state.lent.insert(range.start, lent(chunk));
+        state.is_right(range.clone())?;
+        state.wrote(range, self.found_bytes);
+        Ok(true)
     }
 
     /// Writes what has been verified to its place. What is right already is never written again: it may
@@ -586,6 +819,9 @@ impl Unfinished {
                 return Err(UnfinishedError::NotBegun);
             }
             if state.reserved.overlaps(&whole) {
+                return Err(UnfinishedError::Busy { offset: whole.start, end: whole.end });
+            }
+            if state.touches_borrowed(&whole) {
                 return Err(conflict());
             }
             state.reserved.insert(whole.clone());
@@ -611,10 +847,11 @@ impl Unfinished {
         let mut state = self.state();
         state.reserved.remove(whole.clone());
         written?;
-        state.right.insert(whole);
-        let written_bytes = gaps.iter().map(|gap| gap.end - gap.start).sum();
-        if let Some(ticket) = &mut state.ticket {
-            ticket.wrote(written_bytes);
+        // Sent by this client, whoever borrowed it before.
+        state.borrowed.remove(whole.clone());
+        state.is_right(whole)?;
+        for gap in &gaps {
+            state.wrote(gap, self.found_bytes);
         }
         Ok(())
     }
@@ -682,10 +919,41 @@ impl State {
         (self.seen, self.is_cut_off) = (Instant::now(), false);
     }
 
+    /// So much is in place, and right.
+    fn is_right(&mut self, range: Range<u64>) -> Result<(), UnfinishedError> {
+        if self.right.len() >= MAX_RANGES
+            && self.right.overlapping(&widened(&range)).next().is_none()
+        {
+            return Err(UnfinishedError::Scattered);
+        }
+        self.right.insert(range);
+        Ok(())
+    }
+
+    /// Whether a range has anything in it that was borrowed and is in place.
+    fn touches_borrowed(&self, range: &Range<u64>) -> bool {
+        self.borrowed.overlapping(range).any(|borrowed| {
+            let both = borrowed.start.max(range.start)..borrowed.end.min(range.end);
+            self.right.overlaps(&both)
+        })
+    }
+
+    /// So much has been written that takes room it did not take before.
+    fn wrote(&mut self, range: &Range<u64>, found_bytes: u64) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.wrote(range.end.saturating_sub(range.start.max(found_bytes)));
+        }
+    }
+
     /// Whether others need not wait for the sender any more.
     fn is_silent(&self) -> bool {
         self.is_cut_off || self.seen.elapsed() >= SILENT_FOR
     }
+}
+
+/// With a byte more on both sides: what touches this becomes one range with it.
+fn widened(range: &Range<u64>) -> Range<u64> {
+    range.start.saturating_sub(1)..range.end.saturating_add(1)
 }
 
 /// How much room a file takes: what has holes takes less than it is long.
@@ -701,6 +969,27 @@ fn allocated_bytes(found: &std::fs::Metadata) -> u64 {
 struct Source(Option<(BlobId, File)>);
 
 impl Source {
+    /// Reads a chunk from where it is said to be, or from where else it is said to be if it is not.
+    fn find(
+        &mut self,
+        store: &Store,
+        known: Option<Place>,
+        chunk: &Chunk,
+        buffer: &mut [u8],
+    ) -> bool {
+        let mut next = known;
+        while let Some(place) = next {
+            if self.read(store, &place, buffer) && ChunkId::of(buffer) == chunk.id {
+                return true;
+            }
+            if !store.forget_place(&place) {
+                return false;
+            }
+            next = store.places(std::slice::from_ref(chunk)).pop().flatten();
+        }
+        false
+    }
+
     /// Whether so much could be read from there.
     fn read(&mut self, store: &Store, place: &Place, buffer: &mut [u8]) -> bool {
         if self.0.as_ref().is_none_or(|(id, _)| *id != place.blob) {

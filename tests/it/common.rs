@@ -202,12 +202,14 @@ impl TestServer {
 
     /// How many uploads have left something behind.
     pub fn temp_files(&self) -> usize {
-        self.uploading(|name| !name.ends_with(".farmhand-part"))
+        self.uploading(|name| {
+            [".farmhand-part", ".farmhand-borrowed"].iter().all(|end| !name.ends_with(end))
+        })
     }
 
     /// How many blobs have come in part.
     pub fn unfinished(&self) -> usize {
-        self.uploading(|name| name.ends_with(".farmhand-part"))
+        self.uploading(|name| name.contains(".farmhand-") && !name.ends_with("-tmp"))
     }
 
     fn uploading(&self, is_meant: impl Fn(&str) -> bool) -> usize {

@@ -23,7 +23,7 @@ pub(super) async fn send_batch(
     let total_bytes = blobs.iter().map(|(id, _)| id.size_bytes).sum();
     let name = format!("{} small files", blobs.len());
     let upload = job.options.line.begin(&name, total_bytes).await;
-    let compresses = job.chooser().speeds.compresses(job.options.line.rate());
+    let compresses = job.chooser().compresses(job.options.line.rate());
     let root = job.root.clone();
     let read = move || {
         let mut packer = Packer::new(compresses).ok();

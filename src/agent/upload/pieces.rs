@@ -68,7 +68,7 @@ struct Pieces {
     path: PathBuf,
     fingerprint: Fingerprint,
     upload: Arc<Upload>,
-    counted: Counted,
+    counted: Arc<Counted>,
     /// Whether recipes are of use: there may be something.
     asks: bool,
     compresses: bool,
@@ -104,6 +104,10 @@ fn told<T>(told: Told<T>) -> Result<T, Failed> {
     told.map_err(Failed::Client)?.map_err(Failed::Outcome)
 }
 
+/// How often a blob is begun again when the server has given it up: it was silent for too long, or the server
+/// began anew. What has come of it is kept there.
+const BEGIN_AGAIN: u32 = 20;
+
 /// Sends a blob in pieces, if that is better than to send it as a whole.
 pub(super) async fn send(
     job: &Arc<Job>,
@@ -120,9 +124,11 @@ pub(super) async fn send(
         let Ok((sample, count)) = sample else { return Ok(Tried::Sent(Sent::Changed)) };
         upload.pass(sample.len() as u64).await;
         job.sent_bytes.fetch_add(sample.len() as u64, Relaxed);
-        match job.client.known_chunks(sample.into()).await? {
-            Ok(answer) => known = Some(f64::from(answer) / count.max(1) as f64),
-            Err(outcome) => return Ok(Tried::Sent(Sent::Outcome(outcome))),
+        match job.client.known_chunks(sample.into()).await {
+            Ok(Ok(answer)) => known = Some(f64::from(answer) / count.max(1) as f64),
+            Ok(Err(outcome)) => return Ok(Tried::Sent(Sent::Outcome(outcome))),
+            // Whatever is wrong with that: a plain upload will tell, or go.
+            Err(error) => tracing::debug!("{} is sent as a whole: {error}", source.name),
         }
     }
     let mode = job.chooser().choose(id.size_bytes, known, limit);
@@ -130,80 +136,93 @@ pub(super) async fn send(
         return Ok(Tried::Plain(upload));
     }
     let unfinished = Unfinished { id, sender: &job.sender };
-    job.begun().insert(id);
-    let begun = match job.client.begin_unfinished(unfinished).await {
-        Ok(Ok(begun)) => begun,
-        Ok(Err(outcome)) => {
-            if outcome == UploadOutcome::AlreadyStored {
-                job.progress.add_bytes(id.size_bytes);
-            }
-            return Ok(Tried::Sent(Sent::Outcome(outcome)));
-        }
-        Err(error) => return Err(error),
-    };
-    let pieces = Arc::new(Pieces {
-        job: job.clone(),
-        id,
-        path: source.path,
-        fingerprint: source.fingerprint,
-        upload,
-        counted: Counted::new(job.clone()),
-        asks: mode == Mode::Delta || begun.resumable,
-        compresses: job.chooser().speeds.compresses(limit),
-    });
-    let (start, sent_before) = (Instant::now(), job.sent_bytes.load(Relaxed));
-    let reused_before = job.tally.reused_bytes.load(Relaxed);
-    let sent = match all(&pieces, mode).await {
-        Ok(()) => match job.client.finish_unfinished(unfinished, source.name).await {
-            Ok(outcome) => Ok(outcome),
-            Err(error) => Err(Failed::Client(error)),
-        },
-        Err(failed) => Err(failed),
-    };
-    let elapsed = start.elapsed();
-    let outcome = match sent {
-        Ok(outcome @ (UploadOutcome::Stored | UploadOutcome::AlreadyStored)) => {
-            pieces.counted.complete(id.size_bytes);
-            job.tally.count(mode, id.size_bytes);
-            let reused_bytes = job.tally.reused_bytes.load(Relaxed) - reused_before;
-            let mut chooser = job.chooser();
-            if reused_bytes > id.size_bytes / 10 * 9 {
-                chooser.speeds.reused(reused_bytes, elapsed);
-            } else if mode == Mode::Pieces {
-                chooser.speeds.sent(job.sent_bytes.load(Relaxed) - sent_before, elapsed);
-            }
-            return Ok(Tried::Sent(Sent::Outcome(outcome)));
-        }
-        Ok(outcome) | Err(Failed::Outcome(outcome)) => outcome,
-        Err(Failed::Changed) => {
-            pieces.counted.take_back();
-            // What has come of it is of no use to anybody. If that cannot be said, it expires.
-            let _ = job.client.abandon_unfinished(unfinished).await;
-            return Ok(Tried::Sent(Sent::Changed));
-        }
-        Err(Failed::Client(ClientError::Status { status, message, .. }))
-            if matches!(status, StatusCode::CONFLICT | StatusCode::NOT_FOUND) =>
-        {
-            pieces.counted.take_back();
-            if status == StatusCode::NOT_FOUND {
-                // We were silent for too long, or the server began anew: so do we.
-                return Ok(Tried::Sent(Sent::Outcome(UploadOutcome::Unknown(message))));
-            }
-            tracing::debug!("{} is sent as a whole: {message}", source.name);
-            job.begun().remove(&id);
-            if let Err(outcome) = job.client.abandon_unfinished(unfinished).await? {
+    let counted = Arc::new(Counted::new(job.clone()));
+    let mut begun_again = 0;
+    let outcome = loop {
+        match once(job, &source, mode, &upload, &counted).await {
+            Ok(outcome @ (UploadOutcome::Stored | UploadOutcome::AlreadyStored)) => {
+                counted.complete(id.size_bytes);
                 return Ok(Tried::Sent(Sent::Outcome(outcome)));
             }
-            return Ok(Tried::Plain(pieces.upload.clone()));
+            Ok(outcome) | Err(Failed::Outcome(outcome)) => break outcome,
+            Err(Failed::Changed) => {
+                counted.take_back();
+                // What has come of it is of no use to anybody. If that cannot be said, it expires.
+                let _ = job.client.abandon_unfinished(unfinished).await;
+                return Ok(Tried::Sent(Sent::Changed));
+            }
+            Err(Failed::Client(ClientError::Status { status: StatusCode::NOT_FOUND, .. }))
+                if begun_again < BEGIN_AGAIN =>
+            {
+                counted.take_back();
+                begun_again += 1;
+            }
+            Err(Failed::Client(error)) => {
+                counted.take_back();
+                let says_no = matches!(
+                    error,
+                    ClientError::Full { .. }
+                        | ClientError::Refused { .. }
+                        | ClientError::Untrusted { .. }
+                );
+                if says_no {
+                    return Err(error);
+                }
+                // Somebody on the way does not let it through, or it does not fit to what is there. A plain
+                // upload goes, or tells what is wrong. If this cannot be given up, that waits for a while.
+                tracing::debug!("{} is sent as a whole: {error}", source.name);
+                job.begun().remove(&id);
+                let _ = job.client.abandon_unfinished(unfinished).await;
+                return Ok(Tried::Plain(upload));
+            }
         }
-        Err(Failed::Client(error)) => return Err(error),
     };
-    pieces.counted.take_back();
+    counted.take_back();
     let broke = matches!(outcome, UploadOutcome::Unknown(_) | UploadOutcome::Later { .. });
-    if broke && pieces.upload.was_held() {
+    if broke && upload.was_held() {
         return Ok(Tried::Sent(Sent::Interrupted));
     }
     Ok(Tried::Sent(Sent::Outcome(outcome)))
+}
+
+/// Begins, or goes on, and comes to an end.
+async fn once(
+    job: &Arc<Job>,
+    source: &Source<'_>,
+    mode: Mode,
+    upload: &Arc<Upload>,
+    counted: &Arc<Counted>,
+) -> Result<UploadOutcome, Failed> {
+    let id = source.id;
+    let unfinished = Unfinished { id, sender: &job.sender };
+    job.begun().insert(id);
+    let begun = told(job.client.begin_unfinished(unfinished).await)?;
+    let pieces = Arc::new(Pieces {
+        job: job.clone(),
+        id,
+        path: source.path.clone(),
+        fingerprint: source.fingerprint,
+        upload: upload.clone(),
+        counted: counted.clone(),
+        asks: mode == Mode::Delta || begun.resumable,
+        compresses: job.chooser().compresses(job.options.line.rate()),
+    });
+    let (start, sent_before) = (Instant::now(), job.sent_bytes.load(Relaxed));
+    let reused_before = job.tally.reused_bytes.load(Relaxed);
+    all(&pieces, mode).await?;
+    let finished = job.client.finish_unfinished(unfinished, source.name).await;
+    let outcome = finished.map_err(Failed::Client)?;
+    if outcome == UploadOutcome::Stored {
+        job.tally.count(mode, id.size_bytes);
+        let reused_bytes = job.tally.reused_bytes.load(Relaxed) - reused_before;
+        let mut chooser = job.chooser();
+        if reused_bytes > id.size_bytes / 10 * 9 {
+            chooser.speeds.reused(reused_bytes, start.elapsed());
+        } else if mode == Mode::Pieces {
+            chooser.speeds.sent(job.sent_bytes.load(Relaxed) - sent_before, start.elapsed());
+        }
+    }
+    Ok(outcome)
 }
 
 /// Sees to it that all of a blob is in place on the server.

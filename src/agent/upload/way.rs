@@ -50,6 +50,14 @@ const ASK_IN_VAIN: u32 = 8;
 /// ones are sent again.
 const PIECES_FROM: u64 = 32 << 20;
 
+/// The way in which we cut: `docs/EXTENSION.md`.
+const CUT: &str = "fastcdc-2020/8192/16384/65536";
+
+/// What a server must take at once: a piece, a recipe of a segment, a request.
+const MAX_CHUNK_BYTES: u32 = 256 << 10;
+const MAX_RECIPE_CHUNKS: u32 = 4096;
+const MAX_BODY_BYTES: u64 = 4 << 20;
+
 /// How much of a blob is looked at to find out whether the server knows any of it: so many places, each so
 /// long.
 pub(super) const SAMPLES: u64 = 16;
@@ -98,11 +106,6 @@ impl Speeds {
         measure(&mut self.delta, bytes, time);
     }
 
-    /// Whether to try to compress.
-    pub fn compresses(&self, limit: Option<u64>) -> bool {
-        self.line(limit) < COMPRESS_BELOW_BYTES_PER_S
-    }
-
     fn line(&self, limit: Option<u64>) -> f64 {
         limit.map_or(self.line, |limit| self.line.min(limit as f64)).max(1.0)
     }
@@ -132,7 +135,17 @@ pub(in crate::agent) struct Chooser {
 }
 
 impl Chooser {
-    pub fn new(capabilities: Capabilities, delta: Delta, is_loopback: bool) -> Self {
+    pub fn new(mut capabilities: Capabilities, delta: Delta, is_loopback: bool) -> Self {
+        if let Some(chunks) = &mut capabilities.chunks {
+            // Who cuts in another way finds nothing.
+            chunks.reuse &= chunks.cut == CUT;
+        }
+        // Whoever wants it in smaller portions than ours gets it plainly.
+        capabilities.chunks = capabilities.chunks.filter(|chunks| {
+            chunks.max_chunk_bytes >= MAX_CHUNK_BYTES
+                && chunks.max_recipe_chunks >= MAX_RECIPE_CHUNKS
+                && chunks.max_body_bytes >= MAX_BODY_BYTES
+        });
         Self { capabilities, delta, in_vain: 0, speeds: Speeds::new(is_loopback) }
     }
 
@@ -145,6 +158,13 @@ impl Chooser {
             any_large |= size >= BATCH_MAX_BYTES;
         }
         any_large || small >= 8
+    }
+
+    /// Whether to try to compress.
+    pub fn compresses(&self, limit: Option<u64>) -> bool {
+        // A server that takes batches takes zstd in them; see there for chunks.
+        let zstd = self.capabilities.chunks.as_ref().is_none_or(|chunks| chunks.zstd);
+        zstd && self.speeds.line(limit) < COMPRESS_BELOW_BYTES_PER_S
     }
 
     /// The largest blob that may go together with others, in bytes; how many, and how many bytes in all.
@@ -208,8 +228,12 @@ mod tests {
         Capabilities {
             chunks: Some(ChunkLimits {
                 reuse: true,
+                cut: CUT.into(),
+                max_chunk_bytes: 1 << 20,
+                max_recipe_chunks: 16_384,
+                max_body_bytes: 64 << 20,
+                zstd: true,
                 min_blob_bytes: 128 << 10,
-                ..ChunkLimits::default()
             }),
             batch: Some(BatchLimits {
                 max_blobs: 1024,
@@ -250,8 +274,8 @@ mod tests {
             fast.speeds.sent(50 * MIB, Duration::from_secs(1));
             slow.speeds.sent(1000 * MIB, Duration::from_secs(1));
         }
-        assert!(fast.samples(MIB, None) && fast.speeds.compresses(None));
-        assert!(!slow.samples(MIB, None) && !slow.speeds.compresses(None));
+        assert!(fast.samples(MIB, None) && fast.compresses(None));
+        assert!(!slow.samples(MIB, None) && !slow.compresses(None));
         // Too little to tell.
         slow.speeds.sent(1, Duration::from_secs(100));
         assert!(!slow.samples(MIB, None));
@@ -265,6 +289,26 @@ mod tests {
         assert!(!always.samples(100, None), "the server knows no chunks of what is so small");
         let mut never = chooser(Delta::Never, false);
         assert!(!never.samples(1 << 40, None));
+    }
+
+    #[test]
+    fn what_a_server_does_not_take_it_does_not_get() {
+        let with = |change: fn(&mut ChunkLimits)| {
+            let mut capable = capable();
+            change(capable.chunks.as_mut().unwrap());
+            Chooser::new(capable, Delta::Always, false)
+        };
+        for (mut less, samples, mode) in [
+            (with(|_| {}), true, Mode::Pieces),
+            (with(|chunks| chunks.cut = "fastcdc-2030/1/2/3".into()), false, Mode::Pieces),
+            (with(|chunks| chunks.max_chunk_bytes = 1000), false, Mode::Plain),
+            (with(|chunks| chunks.max_recipe_chunks = 10), false, Mode::Plain),
+            (with(|chunks| chunks.max_body_bytes = 1000), false, Mode::Plain),
+        ] {
+            assert_eq!(less.samples(1 << 40, None), samples);
+            assert_eq!(less.choose(1 << 40, None, None), mode);
+        }
+        assert!(!with(|chunks| chunks.zstd = false).compresses(Some(1)));
     }
 
     #[test]

@@ -234,24 +234,45 @@ fn who_is_silent_gives_way_and_what_has_come_is_kept() {
     begin(&store, id);
     begin(&store, empty);
     put(&store, &id, 0, &content[..10_000]).unwrap();
+    let request = store.request(&id, "me").unwrap();
+    let is_silent_since = |time: Duration| {
+        let long_ago = Instant::now().checked_sub(time).unwrap();
+        for unfinished in store.unfinished.map().values() {
+            unfinished.state().seen = long_ago;
+        }
+    };
+    is_silent_since(SILENT_FOR);
+    assert!(matches!(store.begin_pieces(id, "another").unwrap(), BeginPieces::Busy(_)));
     store.give_up_silent();
-    assert_eq!(store.status(&id).unwrap(), BlobStatus::Uploading);
-    let long_ago = Instant::now().checked_sub(SILENT_FOR).unwrap();
-    for unfinished in store.unfinished.map().values() {
-        unfinished.state().seen = long_ago;
-    }
+    assert_eq!(store.status(&id).unwrap(), BlobStatus::Uploading, "a request is under way");
+    drop(request);
+    is_silent_since(SILENT_FOR);
+    // Nobody wants this one.
+    let begun = store.begin_pieces(empty, "me").unwrap();
+    assert!(matches!(begun, BeginPieces::Begun { resumable: true }));
+    is_silent_since(SILENT_FOR);
     store.give_up_silent();
-    assert!(!store.has_unfinished());
     assert_eq!(store.status(&id).unwrap(), BlobStatus::Unknown);
+    assert_eq!(store.status(&empty).unwrap(), BlobStatus::Uploading);
     assert!(matches!(put(&store, &id, 10_000, &content[10_000..]), Err(UnfinishedError::NotBegun)));
-    assert!(!store.layout.unfinished(&empty).exists());
+    is_silent_since(FORGOTTEN_FOR);
+    store.give_up_silent();
+    assert!(!store.has_unfinished() && !store.layout.unfinished(&empty).exists());
     let begun = store.begin_pieces(id, "another").unwrap();
     assert!(matches!(begun, BeginPieces::Begun { resumable: true }));
+    // Whoever comes when somebody is silent need not wait.
+    is_silent_since(SILENT_FOR);
+    let begun = store.begin_pieces(id, "a third").unwrap();
+    assert!(matches!(begun, BeginPieces::Begun { resumable: true }));
+    is_silent_since(SILENT_FOR);
+    assert!(matches!(store.begin(id).unwrap(), Begin::Receive(_)), "nor who sends it plainly");
+    let begun = store.begin_pieces(id, "me").unwrap();
+    assert!(matches!(begun, BeginPieces::Begun { resumable: true }));
     // One that is being sent does not expire.
-    assert_eq!(store.forget_unfinished(Duration::ZERO, None).unwrap(), 0);
+    assert_eq!(store.forget_unfinished(Duration::ZERO).unwrap(), 0);
     store.give_up_all();
-    assert_eq!(store.forget_unfinished(Duration::from_secs(3600), None).unwrap(), 0);
-    assert_eq!(store.forget_unfinished(Duration::ZERO, None).unwrap(), 1);
+    assert_eq!(store.forget_unfinished(Duration::from_secs(3600)).unwrap(), 0);
+    assert_eq!(store.forget_unfinished(Duration::ZERO).unwrap(), 1);
     assert!(!store.layout.unfinished(&id).exists());
 }
 
@@ -289,22 +310,197 @@ fn what_was_written_before_takes_no_room_twice_and_is_young_when_it_is_stored() 
 }
 
 #[test]
-fn where_there_is_no_room_what_nobody_goes_on_with_goes_first() {
+fn where_there_is_no_room_the_oldest_that_nobody_goes_on_with_goes_and_no_more_than_helps() {
     let dir = tempfile::tempdir().unwrap();
-    let content = noise(1 << 20, 1);
-    let id = id_of(&content);
     let store = open(dir.path());
-    begin(&store, id);
-    put(&store, &id, 0, &content[..1 << 19]).unwrap();
+    let contents: Vec<_> = (0..3).map(|seed| noise(1 << 20, seed)).collect();
+    let ids: Vec<_> = contents.iter().map(|content| id_of(content)).collect();
+    for (content, id) in contents.iter().zip(&ids) {
+        begin(&store, *id);
+        put(&store, id, 0, &content[..1 << 19]).unwrap();
+    }
+    store.give_up_all();
+    for (age, id) in (1..).zip(&ids) {
+        let part = std::fs::File::options().write(true).open(store.layout.unfinished(id)).unwrap();
+        part.sync_all().unwrap();
+        part.set_modified(SystemTime::now() - Duration::from_secs(1000 * age)).unwrap();
+    }
+    let there = || ids.iter().map(|id| store.layout.unfinished(id).exists()).collect::<Vec<_>>();
+    let (another, mib) = (id_of(b"another"), 1 << 20);
+    assert!(!store.make_room(0, &another).unwrap());
+    assert!(!store.make_room(2 * mib, &another).unwrap(), "all of it would not do");
+    // A request that is impossible is nobody's loss.
+    let huge = BlobId { size_bytes: i64::MAX as u64, ..another };
+    assert!(store.begin(huge).unwrap_err().is_full());
+    assert_eq!(there(), [true; 3]);
+    assert!(store.make_room(1000, &ids[2]).unwrap(), "not what it is asked for");
+    assert_eq!(there(), [true, false, true]);
+    assert!(store.make_room(mib / 2 + 1000, &another).unwrap());
+    assert_eq!(there(), [false; 3]);
+}
+
+#[test]
+fn one_that_was_made_read_only_and_not_published_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = PartFile::open(dir.path().join("part")).unwrap();
+    part.write_at(0, b"all of it").unwrap();
+    drop(part);
+    let path = dir.path().join("part");
+    let mut permissions = std::fs::metadata(&path).unwrap().permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(&path, permissions).unwrap();
+    // For root, everything is writable.
+    PartFile::open(path).unwrap().write_at(0, b"ALL").unwrap();
+}
+
+/// A store with a secret, and what somebody knows of it who has seen but the names of its chunks.
+fn with_secret(dir: &Path) -> (Arc<Store>, Vec<u8>, Vec<Chunk>) {
+    let store = open(dir);
+    let secret = noise(300_000, 1);
+    let Ok(Begin::Receive(ticket)) = store.begin(id_of(&secret)) else { panic!() };
+    ticket.receive(&mut &secret[..]).unwrap();
+    store.index(&Work::default()).unwrap();
+    let chunks = recipe(&secret);
+    (store, secret, chunks)
+}
+
+#[test]
+fn what_is_borrowed_tells_nothing_of_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, secret, chunks) = with_secret(dir.path());
+    let size = u64::from(chunks[0].size_bytes);
+    let mine = BlobId { size_bytes: 2 * size, ..id_of(b"made up") };
+    let lay = |offset: u64, chunk: Chunk| {
+        store.lay_chunks(&mine, "me", offset, &[chunk]).map(|laid| laid.missing.len())
+    };
+    begin(&store, mine);
+    assert_eq!(lay(0, chunks[0]).unwrap(), 0);
+    assert_eq!(lay(0, chunks[0]).unwrap(), 0, "the very same may be said again");
+    for offset in [0, 100, size - 1] {
+        let at = offset as usize;
+        for guess in [secret[at], !secret[at]] {
+            // Right or wrong, in a recipe or sent: the same answer.
+            let answer = lay(offset, chunk(&[guess]));
+            assert!(matches!(answer, Err(UnfinishedError::Conflict { .. })), "{answer:?}");
+            let answer = put(&store, &mine, at, &[guess]);
+            assert!(matches!(answer, Err(UnfinishedError::Conflict { .. })), "{answer:?}");
+        }
+    }
+    // Nor does what is sent before tell anything of what would be borrowed over it.
+    for (offset, guess) in [(size, secret[0]), (size + 1, !secret[1])] {
+        put(&store, &mine, offset as usize, &[guess]).unwrap();
+    }
+    assert_eq!(lay(size, chunks[0]).unwrap(), 1);
+    // And when it is begun again, here or after a restart, nothing of it is there.
+    let again = |store: &Arc<Store>| {
+        store.give_up_all();
+        assert!(begin(store, mine));
+        for guess in [secret[5], !secret[5]] {
+            let laid = store.lay_chunks(&mine, "me", 5, &[chunk(&[guess])]).unwrap();
+            assert_eq!(laid.missing, [0]);
+        }
+    };
+    again(&store);
     store.give_up_all();
     drop(store);
-    let full = Options { reserve: crate::store::Reserve::Percent(100.0), ..Options::default() };
-    let store = Store::open(dir.path(), full).unwrap();
-    // Not what is asked for itself.
-    assert!(store.begin_pieces(id, "me").is_err());
-    assert!(store.layout.unfinished(&id).exists());
-    let error = store.begin(id_of(b"another")).unwrap_err();
-    assert!(error.is_full() && !store.layout.unfinished(&id).exists());
+    let store = open(dir.path());
+    again(&store);
+    // It can be borrowed anew, and sent over.
+    let laid = store.lay_chunks(&mine, "me", 0, &chunks[..1]).unwrap();
+    assert_eq!((laid.missing.len(), laid.reused_bytes), (0, size));
+    store.give_up_all();
+    begin(&store, mine);
+    put(&store, &mine, 0, &secret[..1000]).unwrap();
+    let laid = store.lay_chunks(&mine, "me", 0, &[chunk(&secret[..1000])]).unwrap();
+    assert_eq!(laid, Laid::default());
+    store.abandon_pieces(&mine, "me").unwrap();
+    assert_eq!(std::fs::read_dir(store.layout.uploading()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_sent_of_a_blob_is_there_after_a_restart_beside_what_was_borrowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, secret, chunks) = with_secret(dir.path());
+    let content = [&secret[..], &noise(100_000, 2)].concat();
+    let (id, all) = (id_of(&content), recipe(&content));
+    begin(&store, id);
+    let laid = store.lay_chunks(&id, "me", 0, &all).unwrap();
+    let first = laid.missing[0] as usize;
+    let offset: usize = all[..first].iter().map(|chunk| chunk.size_bytes as usize).sum();
+    let end = offset + all[first].size_bytes as usize;
+    put(&store, &id, offset, &content[offset..end]).unwrap();
+    store.give_up_all();
+    drop(store);
+    let store = open(dir.path());
+    assert!(begin(&store, id));
+    let again = store.lay_chunks(&id, "me", 0, &all).unwrap();
+    assert_eq!(again.missing, laid.missing[1..]);
+    assert_eq!(again.reused_bytes, laid.reused_bytes);
+    let mut offset = 0;
+    for (place, chunk) in (0u32..).zip(&all) {
+        let end = offset + chunk.size_bytes as usize;
+        if again.missing.contains(&place) {
+            put(&store, &id, offset, &content[offset..end]).unwrap();
+        }
+        offset = end;
+    }
+    store.finish_pieces(&id, "me").unwrap().unwrap();
+    assert_eq!(stored(&store, &id), content);
+    assert_eq!(std::fs::read_dir(store.layout.uploading()).unwrap().count(), 0);
+    assert!(chunks.len() > 5);
+}
+
+#[test]
+fn a_blob_in_too_many_places_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let id = BlobId { size_bytes: 1 << 40, ..id_of(b"made up") };
+    // Nothing is written: a file of so many holes would take long.
+    let mut free = store.room().unwrap().unwrap().free_bytes;
+    free = free.min(1 << 40);
+    let id_small = BlobId { size_bytes: free / 2, ..id };
+    begin(&store, id_small);
+    let unfinished = store.unfinished.map()[&id_small].clone();
+    {
+        let mut state = unfinished.state();
+        for place in 0..MAX_RANGES as u64 {
+            state.is_right(2 * place..2 * place + 1).unwrap();
+        }
+    }
+    drop(unfinished);
+    let end = 2 * MAX_RANGES;
+    assert!(matches!(put(&store, &id_small, end + 10, b"x"), Err(UnfinishedError::Scattered)));
+    put(&store, &id_small, end - 1, b"x").unwrap();
+}
+
+#[test]
+fn what_is_stored_meanwhile_counts_as_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let content = noise(1000, 1);
+    let id = id_of(&content);
+    for finishes in [false, true] {
+        if finishes {
+            begin(&store, id);
+        }
+        if let Ok(Begin::Receive(ticket)) = store.begin(id) {
+            ticket.receive(&mut &content[..]).unwrap();
+        } else {
+            store.join(id).receive(&mut &content[..]).unwrap();
+        }
+        let blob = store.layout.blob(&id).1;
+        let long_ago = SystemTime::now() - Duration::from_secs(100_000);
+        std::fs::File::open(&blob).unwrap().set_modified(long_ago).unwrap();
+        if finishes {
+            assert!(store.finish_pieces(&id, "me").unwrap().is_none());
+        } else {
+            assert!(matches!(store.begin_pieces(id, "me").unwrap(), BeginPieces::Stored));
+        }
+        let modified = std::fs::metadata(&blob).unwrap().modified().unwrap();
+        assert!(modified > long_ago + Duration::from_secs(50_000));
+        std::fs::remove_file(&blob).unwrap();
+    }
+    assert!(!store.has_unfinished());
 }
 
 proptest! {
