@@ -414,6 +414,43 @@ fn a_file_that_changes_while_it_is_sent_in_pieces_is_sent_as_it_is() {
     assert_eq!(server.unfinished(), 0, "what had come of the old one is of no use");
 }
 
+/// Longer than anybody may be silent: what has come is kept, and gone on with, also if somebody else would have
+/// sent it.
+#[test]
+fn who_is_held_for_long_goes_on_where_it_was() {
+    let server = TestServer::with(Options {
+        body_timeout: std::time::Duration::from_millis(500),
+        ..Options::default()
+    });
+    let proxy = Proxy::start(server.addr);
+    let content = random(40 << 20);
+    let dir = folder(&[("cache.vdb", &content)]);
+    let mut client = Client::new(&proxy.url());
+    let scan = client.scan(dir.path());
+    let line = Arc::new(agent::Line::new("200MiB/s".parse().unwrap()));
+    let options = agent::Options { line: line.clone(), ..agent::Options::default() };
+    let path = format!("/farmhand/v1/unfinished/{}", address(&content));
+    thread::scope(|scope| {
+        let syncing = scope.spawn(|| client.sync_with(scan, options));
+        until(|| line.sent_bytes() > 20 * MIB);
+        let hold = line.hold();
+        // Until another one may begin; that one goes away again.
+        until(|| {
+            let answer = server.connect().post(&path, "X-Farmhand-Sender: other\r\n", b"");
+            answer.status == 200
+        });
+        let mut connection = server.connect();
+        connection.send(&post_head(&format!("{path}/chunks"), "X-Farmhand-Sender: other\r\n", 100));
+        drop(connection);
+        drop(hold);
+        let report = syncing.join().unwrap().unwrap();
+        assert_eq!(report.uploaded_files, 1);
+    });
+    assert_eq!(server.status(&content), "stored");
+    let share = percent(proxy.sent(), content.len());
+    assert!(share < 125.0, "{share} % were sent");
+}
+
 #[test]
 fn a_line_that_breaks_costs_little() {
     line_breaks(96 * MIB, 4);

@@ -143,7 +143,7 @@ fn a_file_comes_in_pieces() {
     // Recipes may be of parts, and cut elsewhere.
     assert_eq!(sender.lay(40_000, &[&content[40_000..45_000]]).json(), json!({ "missing": [] }));
     sender.finish().is_error(409, "70000 bytes are missing, the first at 0");
-    // Many at once, in any order; one of them is compressed.
+    // Many at once, in any order.
     let mut body = frame(pieces[3], 90_000, pieces[3]);
     body.extend(frame(pieces[0], 0, pieces[0]));
     body.extend(frame(pieces[2], 60_000, pieces[2]));
@@ -214,6 +214,16 @@ fn chunks_of_other_files_are_put_in_place_and_never_shown() {
         assert_eq!(answer.status, 404);
     }
     assert_eq!((server.unfinished(), server.status(cut[1]).as_str()), (0, "unknown"));
+    // Nor can it be found out piece by piece, whatever was borrowed is compared with.
+    let made_up = format!("{}/{}", sha(b"made up"), cut[1].len());
+    let sender = Sender { server: &server, blob: made_up, header: ME.to_owned() };
+    assert_eq!(sender.begin().status, 200);
+    assert_eq!(sender.lay(0, &cut[1..2]).json(), json!({ "missing": [] }));
+    for guess in [cut[1][0], !cut[1][0]] {
+        sender.lay(0, &[&[guess]]).is_error(409, "may be others");
+        sender.put(0, &[guess]).is_error(409, "may be others");
+    }
+    assert_eq!(sender.abandon().status, 204);
     // Whoever knows the digest of all of it has all of it.
     let mine = [&secret[..], b"and more"].concat();
     let sender = Sender::new(&server, &mine).begun();
@@ -345,7 +355,7 @@ fn lies_get_a_clear_answer_and_publish_nothing() {
     // Batches that overlap: what is in place stays.
     let twice = [frame(&a, 0, &a), frame(&b, 5_000, &b)].concat();
     me.post("/chunks", &twice)
-        .is_error(409, "bytes 5000 to 15000 are there already, and are others");
+        .is_error(409, "bytes 5000 to 15000 are there already, and may be others");
     let same = [&a[5_000..], &b[..5_000]].concat();
     assert_eq!(me.put(5_000, &same).status, 204);
     me.lay(0, &[&b]).is_error(409, "send the file as a whole");
@@ -524,6 +534,37 @@ fn a_batch_that_is_none_stores_nothing() {
     silent.answer().is_error(408, "no data came");
     assert_eq!(server.status(&one), "unknown");
     assert_eq!(server.temp_files(), 0);
+}
+
+/// For as long as it says something, however slowly, or nobody else asks.
+#[test]
+fn a_slow_sender_is_not_silent() {
+    let server = TestServer::start();
+    let content = random(200);
+    let me = Sender::new(&server, &content).begun();
+    let other = Sender::new(&server, &content).named("other");
+    let body = frame(&content, 0, &content);
+    let mut slow = server.connect();
+    slow.send(&post_head(
+        &format!("/farmhand/v1/unfinished/{}/chunks", me.blob),
+        ME,
+        body.len() as u64,
+    ));
+    let start = std::time::Instant::now();
+    let (mut sent, mut asked) = (0, 0);
+    // Longer than anybody may be silent.
+    while start.elapsed() < Duration::from_secs(7) {
+        if start.elapsed() > Duration::from_millis(40) * sent as u32 && sent < body.len() - 1 {
+            slow.send(&body[sent..=sent]);
+            sent += 1;
+        }
+        other.begin().is_error(425, "another client");
+        asked += 1;
+    }
+    assert!(sent > 100 && asked > 100);
+    slow.send(&body[sent..]);
+    assert_eq!(slow.answer().status, 204);
+    assert_eq!(me.finish().status, 204);
 }
 
 /// What the store does to the disk, counted.
