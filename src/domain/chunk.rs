@@ -12,6 +12,14 @@ impl ChunkId {
         Self(*blake3::hash(content).as_bytes())
     }
 
+    /// Of a chunk that is sent without a name: nothing has it as its digest.
+    pub const NAMELESS: Self = Self([0; 32]);
+
+    /// Whether it is none.
+    pub fn is_nameless(&self) -> bool {
+        *self == Self::NAMELESS
+    }
+
     /// The identity with these raw bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

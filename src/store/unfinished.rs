@@ -285,6 +285,10 @@ impl Store {
         if all.len() >= MAX_AT_ONCE {
             return Err(UnfinishedError::TooMany);
         }
+        if all.contains_key(&id) {
+            // Its right to the name has ended with another upload, and it is about to: not two on one file.
+            return Err(UnfinishedError::NotBegun);
+        }
         let part = PartFile::open(self.layout.unfinished(&id))?;
         let found_bytes = part.size_bytes()?;
         let borrowed = self.borrowed_before(&id)?;
@@ -323,8 +327,11 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RangeSet::new()),
             Err(error) => return Err(error).on("read", &path),
         };
-        // A last one that is cut short was not yet borrowed.
-        let (records, _) = text.as_chunks::<16>();
+        let (records, rest) = text.as_chunks::<16>();
+        if !rest.is_empty() {
+            // It was not yet borrowed. What is appended must not be taken for a part of it.
+            PartFile::open(path)?.set_len((text.len() - rest.len()) as u64)?;
+        }
         let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("BUG: eight bytes"));
         let ranges = records.iter().map(|record| {
             let offset = number(&record[..8]);
@@ -403,8 +410,8 @@ impl Store {
         Ok(laid)
     }
 
-    /// Puts one chunk in its place, if it is what its name says. `content` may have another length than the
-    /// chunk says.
+    /// Puts one chunk in its place, if it is what its name says; one without a name is verified only with the
+    /// whole. `content` may have another length than the chunk says.
     ///
     /// # Errors
     /// If it is not, or does not fit into the blob, or not to what is there; or if the file system refuses.
@@ -418,10 +425,12 @@ impl Store {
     ) -> Result<(), UnfinishedError> {
         let unfinished = self.request(id, sender)?;
         unfinished.check(&range(offset, content.len() as u64))?;
-        if content.len() != chunk.size_bytes as usize || ChunkId::of(content) != chunk.id {
+        let is_it = content.len() == chunk.size_bytes as usize
+            && (chunk.id.is_nameless() || ChunkId::of(content) == chunk.id);
+        if !is_it {
             return Err(UnfinishedError::WrongChunk { offset });
         }
-        unfinished.put(offset, content)?;
+        unfinished.put(offset, chunk, content)?;
         unfinished.state().sent_bytes += content.len() as u64;
         unfinished.hash_now(offset, content);
         Ok(())
@@ -452,6 +461,14 @@ impl Store {
         };
         // From here on, nothing is written to it.
         let _quiet = unfinished.writing.write().expect("BUG: no one panics with this lock");
+        if unfinished.state().ticket.is_none() {
+            // Another request of the same sender was first.
+            return if self.is_there(id)?.is_some() {
+                Ok(None)
+            } else {
+                Err(UnfinishedError::NotBegun)
+            };
+        }
         unfinished.check_whole()?;
         unfinished.hash_ahead(u64::MAX)?;
         let actual = {
@@ -471,7 +488,7 @@ impl Store {
         let received = self.publish_pieces(&unfinished.part, ticket)?;
         if unfinished.has_list.load(Relaxed) {
             // One that stays costs a new try nothing, and expires.
-            let _ = remove_file(&self.layout.borrowed(id));
+            let _ = self.remove_unfinished(id);
         }
         Ok(Some(Finished { received, sent_bytes }))
     }
@@ -743,12 +760,12 @@ impl Unfinished {
             }
             let is_right = state.right.gaps(range).next().is_none();
             if state.borrowed.overlaps(range) {
-                return match state.lent.get(&range.start) {
-                    Some(known) if *known == lent(chunk) => Ok(Has::There),
-                    _ if state.touches_borrowed(range) => Err(conflict()),
-                    // By somebody else: it is not there.
-                    _ if state.right.overlaps(range) => Ok(Has::Something),
-                    _ => Ok(Has::Nothing),
+                return match () {
+                    () if state.is_lent(range.start, chunk) => Ok(Has::There),
+                    () if state.touches_borrowed(range) => Err(conflict()),
+                    () if state.right.overlaps(range) => Ok(Has::Something),
+                    // For somebody else: it is not there.
+                    () => Ok(Has::Nothing),
                 };
             }
             if !is_right && state.right.overlaps(range) {
@@ -768,8 +785,11 @@ impl Unfinished {
             return Ok(Has::Nothing);
         }
         let mut state = self.state();
-        // Somebody may have begun to write there since.
-        if state.reserved.overlaps(range) {
+        // Somebody may have written there since: what was read may be what was borrowed.
+        let is_touched = state.reserved.overlaps(range)
+            || state.right.overlaps(range)
+            || state.borrowed.overlaps(range);
+        if is_touched {
             return Ok(Has::Something);
         }
         state.is_right(range.clone())?;
@@ -790,26 +810,30 @@ impl Unfinished {
             if state.ticket.is_none() {
                 return Err(UnfinishedError::NotBegun);
             }
+            if state.is_lent(range.start, chunk) {
+                return Ok(true);
+            }
             let is_free = !state.reserved.overlaps(range) && !state.right.overlaps(range);
             if !is_free || state.lent.len() >= MAX_BORROWED {
                 return Ok(false);
             }
             state.reserved.insert(range.clone());
+            // Also if not all of it can be written.
+            state.borrowed.insert(range.clone());
         }
         let written = self.part.write_at(range.start, content);
         let mut state = self.state();
         state.reserved.remove(range.clone());
         written?;
-        state.borrowed.insert(range.clone());
-        state.lent.insert(range.start, lent(chunk));
         state.is_right(range.clone())?;
+        state.lent.insert(range.start, lent(chunk));
         state.wrote(range, self.found_bytes);
         Ok(true)
     }
 
     /// Writes what has been verified to its place. What is right already is never written again: it may
     /// have been hashed.
-    fn put(&self, offset: u64, content: &[u8]) -> Result<(), UnfinishedError> {
+    fn put(&self, offset: u64, chunk: &Chunk, content: &[u8]) -> Result<(), UnfinishedError> {
         let _writing = self.writing.read().expect("BUG: no one panics with this lock");
         let whole = range(offset, content.len() as u64);
         let conflict = || UnfinishedError::Conflict { offset: whole.start, end: whole.end };
@@ -820,6 +844,10 @@ impl Unfinished {
             }
             if state.reserved.overlaps(&whole) {
                 return Err(UnfinishedError::Busy { offset: whole.start, end: whole.end });
+            }
+            if state.is_lent(offset, chunk) {
+                // Asked for when it was missing, and borrowed since by the same name.
+                return Ok(());
             }
             if state.touches_borrowed(&whole) {
                 return Err(conflict());
@@ -928,6 +956,12 @@ impl State {
         }
         self.right.insert(range);
         Ok(())
+    }
+
+    /// Whether this chunk is in place there, and was borrowed by this name.
+    fn is_lent(&self, offset: u64, chunk: &Chunk) -> bool {
+        let range = range(offset, chunk.size_bytes.into());
+        self.lent.get(&offset) == Some(&lent(chunk)) && self.right.gaps(&range).next().is_none()
     }
 
     /// Whether a range has anything in it that was borrowed and is in place.

@@ -81,11 +81,10 @@ pub fn write_recipe(chunk: &Chunk, body: &mut Vec<u8>) {
     body.extend_from_slice(&chunk.size_bytes.to_le_bytes());
 }
 
-/// A chunk as it is sent; `body` has room for the head ([`CHUNK_HEAD_BYTES`]), and then the content.
+/// Makes a frame of a chunk; `body` has room for the head ([`CHUNK_HEAD_BYTES`]), and then the content.
 /// `compressed` is the same content as a zstd frame, used if it is shorter.
-pub fn frame_chunk(offset: u64, compressed: Option<&[u8]>, body: &mut Vec<u8>) -> ChunkId {
+pub fn frame_chunk(id: &ChunkId, offset: u64, compressed: Option<&[u8]>, body: &mut Vec<u8>) {
     let content = &body[CHUNK_HEAD_BYTES..];
-    let id = ChunkId::of(content);
     let (size, compressed) =
         (length(content), compressed.filter(|packed| packed.len() < content.len()));
     let sent = compressed.map_or(size, length);
@@ -97,7 +96,6 @@ pub fn frame_chunk(offset: u64, compressed: Option<&[u8]>, body: &mut Vec<u8>) -
         body.truncate(CHUNK_HEAD_BYTES);
         body.extend_from_slice(compressed);
     }
-    id
 }
 
 /// Appends a small blob; `compressed` is the same content as a zstd frame, used if it is shorter.
@@ -291,7 +289,7 @@ mod tests {
 
     fn chunk_frame(offset: u64, content: &[u8], compressed: Option<&[u8]>) -> Vec<u8> {
         let mut body = [&[0; CHUNK_HEAD_BYTES], content].concat();
-        assert_eq!(frame_chunk(offset, compressed, &mut body), ChunkId::of(content));
+        frame_chunk(&ChunkId::of(content), offset, compressed, &mut body);
         body
     }
 

@@ -316,6 +316,84 @@ fn what_compresses_is_compressed_where_the_line_is_slow() {
     );
 }
 
+/// Something on the way that answers requests with this in their path by itself, and passes on all others.
+fn refusing(server: SocketAddr, refused: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") {
+                    if client.read(&mut byte).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    head.push(byte[0]);
+                }
+                let text = String::from_utf8(head).unwrap();
+                let (first, rest) = text.split_once("\r\n").unwrap();
+                if first.contains(refused) {
+                    let body = "<html>too large</html>";
+                    let answer = format!(
+                        "HTTP/1.1 413 Too Large\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                        body.len()
+                    );
+                    let _ = client.write_all(answer.as_bytes());
+                    // So that it is seen.
+                    let _ = client.shutdown(Shutdown::Write);
+                    let _ = std::io::copy(&mut client, &mut std::io::sink());
+                    return;
+                }
+                let mut server = TcpStream::connect(server).unwrap();
+                let head = format!("{first}\r\nConnection: close\r\n{rest}");
+                server.write_all(head.as_bytes()).unwrap();
+                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                });
+                let _ = std::io::copy(&mut server, &mut client);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    format!("http://{addr}/")
+}
+
+/// Whatever does not get through, the plain uploads do.
+#[test]
+fn what_somebody_on_the_way_refuses_is_sent_plainly() {
+    let before = random(3 << 20);
+    let after = [&before[..], b"tail"].concat();
+    let (large, small) = (random(33 << 20), (0..40).map(|_| random(100)).collect::<Vec<_>>());
+    for refused in [
+        "/farmhand/v1/capabilities",
+        "/farmhand/v1/batch",
+        "/farmhand/v1/chunks/known",
+        "/farmhand/v1/unfinished/",
+        "/recipe",
+        "/chunks ",
+        "/finish",
+    ] {
+        let server = TestServer::start();
+        assert_eq!(server.upload(&before).status, 204);
+        server.until_indexed(1);
+        let mut client = Client::new(&refusing(server.addr, refused));
+        let names: Vec<_> = (0..40).map(|number| format!("small-{number}")).collect();
+        let mut files: Vec<(&str, &[u8])> =
+            names.iter().map(String::as_str).zip(small.iter().map(Vec::as_slice)).collect();
+        files.extend([("scene", &after[..]), ("large", &large[..])]);
+        let dir = folder(&files);
+        let report = client.sync_with(client.scan(dir.path()), options(Delta::Always)).unwrap();
+        assert_eq!(report.uploaded_files, 42, "{refused}");
+        for (name, content) in files {
+            assert_eq!(server.status(content), "stored", "{name}, {refused}");
+        }
+        assert!(report.modes.contains_key(&Mode::Plain), "{refused}: {report:?}");
+        assert_eq!(server.unfinished(), 0, "{refused}");
+    }
+}
+
 #[test]
 fn the_way_is_chosen_by_the_line() {
     let (before, tail) = (random(3 << 20), random(1000));

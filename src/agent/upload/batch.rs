@@ -49,8 +49,19 @@ pub(super) async fn send_batch(
     upload.pass(sent_bytes).await;
     job.sent_bytes.fetch_add(sent_bytes, Relaxed);
     let body = UploadBody::Whole(body.into());
-    match job.client.send_batch(body, there.len()).await? {
-        Ok(outcomes) => {
+    match job.client.send_batch(body, there.len()).await {
+        Err(
+            error @ (ClientError::Full { .. }
+            | ClientError::Refused { .. }
+            | ClientError::Untrusted { .. }),
+        ) => return Err(error),
+        Err(error) => {
+            // Somebody on the way does not let it through. One by one they go, or tell what is wrong.
+            tracing::debug!("small files go one by one: {error}");
+            job.chooser().no_batches();
+            told.extend(there.into_iter().map(|id| (id, Sent::Interrupted)));
+        }
+        Ok(Ok(outcomes)) => {
             for (id, outcome) in there.into_iter().zip(outcomes) {
                 let outcome = outcome?;
                 if outcome == UploadOutcome::Stored {
@@ -63,7 +74,7 @@ pub(super) async fn send_batch(
             }
         }
         // The same for each.
-        Err(outcome) => {
+        Ok(Err(outcome)) => {
             told.extend(there.into_iter().map(|id| (id, Sent::Outcome(outcome.clone()))));
         }
     }

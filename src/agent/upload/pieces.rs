@@ -77,7 +77,7 @@ struct Pieces {
 /// Consecutive chunks of a blob.
 struct Segment {
     offset: u64,
-    /// Without digests, if nobody asks: they are made when the content is read to be sent.
+    /// Without digests, if nobody asks.
     chunks: Vec<(Option<ChunkId>, u32)>,
 }
 
@@ -116,8 +116,10 @@ pub(super) async fn send(
 ) -> Result<Tried, ClientError> {
     let (id, limit) = (source.id, job.options.line.rate());
     let mut known = None;
+    // What was begun in one way is gone on with in that one: what has come of it is cut like that.
+    let begun = job.begun().get(&id).copied();
     // Asked beforehand: the answer is awaited without the lock.
-    let asks = job.chooser().samples(id.size_bytes, limit);
+    let asks = begun.is_none() && job.chooser().samples(id.size_bytes, limit);
     if asks {
         let (path, fingerprint) = (source.path.clone(), source.fingerprint);
         let sample = job.exec.blocking(move || sample(path, &fingerprint)).await;
@@ -131,7 +133,7 @@ pub(super) async fn send(
             Err(error) => tracing::debug!("{} is sent as a whole: {error}", source.name),
         }
     }
-    let mode = job.chooser().choose(id.size_bytes, known, limit);
+    let mode = begun.unwrap_or_else(|| job.chooser().choose(id.size_bytes, known, limit));
     if mode == Mode::Plain {
         return Ok(Tried::Plain(upload));
     }
@@ -140,7 +142,8 @@ pub(super) async fn send(
     let mut begun_again = 0;
     let outcome = loop {
         match once(job, &source, mode, &upload, &counted).await {
-            Ok(outcome @ (UploadOutcome::Stored | UploadOutcome::AlreadyStored)) => {
+            Ok(outcome @ (UploadOutcome::Stored | UploadOutcome::AlreadyStored))
+            | Err(Failed::Outcome(outcome @ UploadOutcome::AlreadyStored)) => {
                 counted.complete(id.size_bytes);
                 return Ok(Tried::Sent(Sent::Outcome(outcome)));
             }
@@ -195,7 +198,7 @@ async fn once(
 ) -> Result<UploadOutcome, Failed> {
     let id = source.id;
     let unfinished = Unfinished { id, sender: &job.sender };
-    job.begun().insert(id);
+    job.begun().insert(id, mode);
     let begun = told(job.client.begin_unfinished(unfinished).await)?;
     let pieces = Arc::new(Pieces {
         job: job.clone(),
@@ -277,7 +280,7 @@ impl Pieces {
             let client = &self.job.client;
             missing = told(client.lay_unfinished(unfinished, segment.offset, recipe.into()).await)?;
             let total = segment.chunks.iter().map(|(_, size)| u64::from(*size)).sum::<u64>();
-            let reused = total - bytes_of(&segment, &missing);
+            let reused = total.saturating_sub(bytes_of(&segment, &missing));
             self.job.tally.reused_bytes.fetch_add(reused, Relaxed);
             self.counted.done(reused);
         }
@@ -339,11 +342,13 @@ impl Pieces {
                     if !read_at(&file, offset, content)? {
                         return Err(ReadError::Changed);
                     }
-                    let packed = packer.pack(content);
-                    let actual = frame_chunk(offset, packed.as_deref(), &mut frame);
-                    if id.is_some_and(|id| id != actual) {
+                    if id.is_some_and(|id| id != ChunkId::of(content)) {
                         return Err(ReadError::Changed);
                     }
+                    let packed = packer.pack(content);
+                    // Without a name, as in a plain upload, it is verified with the whole.
+                    let id = id.unwrap_or(ChunkId::NAMELESS);
+                    frame_chunk(&id, offset, packed.as_deref(), &mut frame);
                     frames.blocking_send(Ok(frame.into())).map_err(|_| ReadError::Unwanted)?;
                 }
                 offset += u64::from(size_bytes);

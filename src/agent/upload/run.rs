@@ -1,7 +1,7 @@
 //! Acts on the plan: so many uploads at once, until nothing is left.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -41,13 +41,13 @@ pub(in crate::agent) struct Job {
     /// What the server does not mix up with those of another job: letters and digits.
     pub sender: String,
     pub tally: Tally,
-    /// Blobs that were begun in pieces.
-    pub begun: Mutex<HashSet<BlobId>>,
+    /// Blobs that were begun in pieces, and in which way.
+    pub begun: Mutex<HashMap<BlobId, Mode>>,
     pub chooser: Mutex<Chooser>,
 }
 
 impl Job {
-    pub fn begun(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+    pub fn begun(&self) -> MutexGuard<'_, HashMap<BlobId, Mode>> {
         self.begun.lock().expect("BUG: no one panics with this lock")
     }
 
@@ -123,7 +123,6 @@ pub(in crate::agent) async fn run(
     let mut tasks: JoinSet<Report> = JoinSet::new();
     let start = Instant::now();
     let line = &job.options.line;
-    let batch = job.chooser().batch();
     let mut holds = line.holds_ever();
     loop {
         let holds_before = std::mem::replace(&mut holds, line.holds_ever());
@@ -132,7 +131,9 @@ pub(in crate::agent) async fn run(
         let wake = loop {
             let step = match plan.next(start.elapsed()) {
                 // As far as the server knows, somebody is sending it: we are. To begin again tells more.
-                Step::Ask(id) if job.begun().contains(&id) => Step::Send { id, may_defer: true },
+                Step::Ask(id) if job.begun().contains_key(&id) => {
+                    Step::Send { id, may_defer: true }
+                }
                 step => step,
             };
             match step {
@@ -141,7 +142,8 @@ pub(in crate::agent) async fn run(
                         let source = sources[id].last().cloned();
                         source.expect("BUG: a blob without a source is not planned")
                     };
-                    let riders = if may_defer { plan.riders(&id, batch) } else { Vec::new() };
+                    let batch = job.chooser().batch().filter(|_| may_defer);
+                    let riders = plan.riders(&id, batch);
                     let job = job.clone();
                     if riders.is_empty() {
                         let source = source(&id);

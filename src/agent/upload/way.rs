@@ -180,6 +180,11 @@ impl Chooser {
         .filter(|(_, blobs, _)| *blobs > 1)
     }
 
+    /// Batches do not get through.
+    pub fn no_batches(&mut self) {
+        self.capabilities.batch = None;
+    }
+
     /// Whether to ask how much of a blob of this size the server knows.
     pub fn samples(&mut self, size_bytes: u64, limit: Option<u64>) -> bool {
         let Some(chunks) = self.capabilities.chunks.as_ref().filter(|chunks| chunks.reuse) else {

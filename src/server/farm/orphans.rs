@@ -49,7 +49,8 @@ fn end_once(marks: &[Vec<u8>]) -> usize {
         else {
             continue;
         };
-        if !is_marked(&entry.path(), marks) {
+        // A server that a command has started is itself marked.
+        if pid == rustix::process::getpid() || !is_marked(&entry.path(), marks) {
             continue;
         }
         // The number may be another's by now: what is held on to here is looked at once more.

@@ -201,6 +201,9 @@ fn lies_are_refused_and_publish_nothing() {
         Err(UnfinishedError::NotBegun)
     ));
     assert!(matches!(store.begin_pieces(id, "another").unwrap(), BeginPieces::Busy(_)));
+    let nameless = Chunk { id: ChunkId::NAMELESS, size_bytes: 10_000 };
+    let short = store.put_chunk(&id, "me", 0, &nameless, &a[1..]);
+    assert!(matches!(short, Err(UnfinishedError::WrongChunk { .. })));
     // The right chunks in the wrong order.
     put(&store, &id, 0, &b).unwrap();
     put(&store, &id, 10_000, &a).unwrap();
@@ -376,6 +379,11 @@ fn what_is_borrowed_tells_nothing_of_what_is_in_it() {
     begin(&store, mine);
     assert_eq!(lay(0, chunks[0]).unwrap(), 0);
     assert_eq!(lay(0, chunks[0]).unwrap(), 0, "the very same may be said again");
+    put(&store, &mine, 0, &secret[..size as usize]).unwrap();
+    // Without a name it is not the same.
+    let nameless = Chunk { id: ChunkId::NAMELESS, ..chunks[0] };
+    let answer = store.put_chunk(&mine, "me", 0, &nameless, &secret[..size as usize]);
+    assert!(matches!(answer, Err(UnfinishedError::Conflict { .. })));
     for offset in [0, 100, size - 1] {
         let at = offset as usize;
         for guess in [secret[at], !secret[at]] {
