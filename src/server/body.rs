@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::App;
+use super::{ApiError, App, metrics::Counted};
 
 /// How much is drained of a body that does not say its length, in bytes.
 const MAX_DRAINED_OF_ENDLESS: u64 = 64 << 20;
@@ -137,7 +137,7 @@ enum Piece {
 }
 
 /// Sends pieces to a [`PieceReader`] on another thread.
-pub(super) struct PieceSender(mpsc::Sender<Piece>);
+struct PieceSender(mpsc::Sender<Piece>);
 
 impl PieceSender {
     /// Hands one on, when there is room. Whether anybody wants it.
@@ -153,15 +153,57 @@ impl PieceSender {
 }
 
 /// A body as blocking code reads it.
-pub(super) struct PieceReader {
+struct PieceReader {
     pieces: mpsc::Receiver<Piece>,
     piece: Bytes,
     at_end: bool,
 }
 
-pub(super) fn pieces() -> (PieceSender, PieceReader) {
+fn pieces() -> (PieceSender, PieceReader) {
     let (sender, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
     (PieceSender(sender), PieceReader { pieces, piece: Bytes::new(), at_end: false })
+}
+
+/// Has a thread read a body of at most so many bytes, and counts them. If this future is dropped, because the
+/// client is gone, the thread sees that the body has broken off.
+pub(super) async fn read_by_thread<T: Send + 'static>(
+    app: &App,
+    mut body: Body,
+    limit: u64,
+    bytes: &mut u64,
+    read: impl FnOnce(&mut dyn BufRead) -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.size_hint().exact().is_some_and(|length| length > limit) {
+        return Err(ApiError::too_long(limit));
+    }
+    let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
+    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
+    let (sender, mut reader) = pieces();
+    let reading = app.exec.blocking(move || {
+        let _permit = permit;
+        read(&mut reader)
+    });
+    // `move`: when this ends, however, the reader must see the end, and the body be drained.
+    let (idle, received_bytes) = (app.options.body_timeout, &app.metrics.received_bytes);
+    let feeding = async move {
+        while let Some(piece) = next_piece(&mut body, idle).await? {
+            *bytes += piece.len() as u64;
+            received_bytes.inc_by(piece.len() as u64);
+            if *bytes > limit {
+                return Err(ApiError::too_long(limit));
+            }
+            // The reader has seen enough; what it says is the answer.
+            if !sender.send(piece).await {
+                return Ok(());
+            }
+        }
+        sender.end().await;
+        Ok::<_, ApiError>(())
+    };
+    let (read, fed) = tokio::join!(reading, feeding);
+    // A body that broke off is why what was read is not whole, and the better answer.
+    fed?;
+    Ok(read)
 }
 
 impl BufRead for PieceReader {

@@ -33,6 +33,16 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// A body has more bytes than this.
+    pub(super) fn too_long(limit: u64) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!(
+                "the request is longer than the {limit} bytes this server accepts: send less at once"
+            ),
+        )
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }

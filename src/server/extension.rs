@@ -14,9 +14,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     ApiError, App, Peer,
     access_log::UploadRecord,
-    body::{next_piece, pieces},
+    body::{next_piece, read_by_thread},
     error::chain,
-    metrics::{Counted, UploadEnd},
+    metrics::UploadEnd,
     routes::NamedBlob,
 };
 use crate::{
@@ -105,72 +105,22 @@ fn sender(headers: &HeaderMap) -> Result<String, ApiError> {
     )))
 }
 
-fn too_long(limit: u64) -> ApiError {
-    ApiError::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!(
-            "the request is longer than the {limit} bytes this server accepts: send less at once"
-        ),
-    )
-}
-
 /// A recipe, or a sample of one.
 async fn read_chunk_list(app: &App, mut body: Body) -> Result<Vec<Chunk>, ApiError> {
     let limit = (MAX_RECIPE_CHUNKS * RECIPE_ENTRY_BYTES) as u64;
     let promised = hyper::body::Body::size_hint(&body).exact();
     if promised.is_some_and(|length| length > limit) {
-        return Err(too_long(limit));
+        return Err(ApiError::too_long(limit));
     }
     let mut bytes = Vec::with_capacity(promised.unwrap_or_default() as usize);
     while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
         if (bytes.len() + piece.len()) as u64 > limit {
-            return Err(too_long(limit));
+            return Err(ApiError::too_long(limit));
         }
         bytes.extend_from_slice(&piece);
     }
     app.metrics.received_bytes.inc_by(bytes.len() as u64);
     Ok(read_recipe(&bytes)?)
-}
-
-/// Has a thread read the frames of a body.
-async fn read_frames<T: Send + 'static>(
-    app: &App,
-    mut body: Body,
-    limit: u64,
-    read: impl FnOnce(&mut dyn BufRead) -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if hyper::body::Body::size_hint(&body).exact().is_some_and(|length| length > limit) {
-        return Err(too_long(limit));
-    }
-    let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
-    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
-    let (pieces, mut reader) = pieces();
-    let reading = app.exec.blocking(move || {
-        let _permit = permit;
-        read(&mut reader)
-    });
-    // `move`: when this ends, however, the reader must see the end, and the body be drained.
-    let (idle, received_bytes) = (app.options.body_timeout, &app.metrics.received_bytes);
-    let feeding = async move {
-        let mut bytes = 0;
-        while let Some(piece) = next_piece(&mut body, idle).await? {
-            bytes += piece.len() as u64;
-            received_bytes.inc_by(piece.len() as u64);
-            if bytes > limit {
-                return Err(too_long(limit));
-            }
-            // The reader has seen enough; what it says is the answer.
-            if !pieces.send(piece).await {
-                return Ok(());
-            }
-        }
-        pieces.end().await;
-        Ok::<_, ApiError>(())
-    };
-    let (read, fed) = tokio::join!(reading, feeding);
-    // A body that broke off is why a frame is not whole, and the better answer.
-    fed?;
-    read
 }
 
 /// What this server can do beside Shaman
@@ -384,13 +334,13 @@ async fn chunks(
     let watch = CutOff { app: &app, id, sender: Some(&sender) };
     let (store, from) = (app.store.clone(), sender.clone());
     let limit = MAX_CHUNKS_BYTES + CHUNK_HEAD_BYTES as u64;
-    let taken = read_frames(&app, body, limit, move |body| take_chunks(&store, &id, &from, body));
-    let result = taken.await;
+    let take = move |body: &mut dyn BufRead| take_chunks(&store, &id, &from, body);
+    let result = read_by_thread(&app, body, limit, &mut 0, take).await;
     // A body that was whole, whatever was in it, came from somebody who is there.
     if !matches!(&result, Err(error) if error.is_about_the_line()) {
         watch.call_off();
     }
-    result?;
+    result??;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -509,7 +459,7 @@ async fn batch(
     let log = app.clone();
     let limit = BATCH.max_body_bytes;
     let read = move |body: &mut dyn BufRead| take_batch(&log, peer, &store, body);
-    let blobs = read_frames(&app, body, limit, read).await?;
+    let blobs = read_by_thread(&app, body, limit, &mut 0, read).await??;
     Ok(Json(BatchAnswer { blobs }))
 }
 

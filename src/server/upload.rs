@@ -1,5 +1,7 @@
 //! `POST files/{sha}/{size}`: one blob.
 
+use std::io::BufRead;
+
 use axum::{
     Extension,
     body::Body,
@@ -12,13 +14,13 @@ use tokio::time::Instant;
 use super::{
     ApiError, App, Defer, Peer,
     access_log::UploadRecord,
-    body::{next_piece, pieces},
+    body::read_by_thread,
     metrics::{Counted, HoldEnd, UploadEnd},
     routes::{NamedBlob, shown},
 };
 use crate::{
     domain::BlobId,
-    store::{Begin, Received, Ticket},
+    store::{Begin, Ticket},
     wire::{self, Problem},
 };
 
@@ -110,7 +112,9 @@ async fn receive(
         Ok(ticket) => ticket,
         Err(end) => return Ok(end),
     };
-    let received = store(app, ticket, body, bytes).await?;
+    let store = move |body: &mut dyn BufRead| ticket.receive(body);
+    let received = read_by_thread(app, body, u64::MAX, bytes, store).await?;
+    let received = received.inspect_err(|error| app.metrics.not_received(error))?;
     app.metrics.stored(id.size_bytes, received.synced);
     Ok(UploadEnd::Stored)
 }
@@ -164,39 +168,4 @@ async fn begin(
             }
         }
     }
-}
-
-/// Hands the body to a thread that stores it, counting its `bytes`. If this future is dropped, because
-/// the client is gone, the thread sees the end of the body and cleans up.
-async fn store(
-    app: &App,
-    ticket: Ticket,
-    mut body: Body,
-    bytes: &mut u64,
-) -> Result<Received, ApiError> {
-    let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
-    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
-    let (sender, mut reader) = pieces();
-    let receiving = app.exec.blocking(move || {
-        let _permit = permit;
-        ticket.receive(&mut reader)
-    });
-    // `move`: when this ends, however, the receiver must see the end, and the body be drained.
-    let idle = app.options.body_timeout;
-    let feeding = async move {
-        while let Some(piece) = next_piece(&mut body, idle).await? {
-            *bytes += piece.len() as u64;
-            app.metrics.received_bytes.inc_by(piece.len() as u64);
-            // The receiver has seen enough; what it says is the answer.
-            if !sender.send(piece).await {
-                return Ok(());
-            }
-        }
-        sender.end().await;
-        Ok::<_, ApiError>(())
-    };
-    let (received, fed) = tokio::join!(receiving, feeding);
-    // A body that broke off is why the blob is not whole, and the better answer.
-    fed?;
-    Ok(received.inspect_err(|error| app.metrics.not_received(error))?)
 }

@@ -3,8 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use proptest::prelude::*;
+use sha2::Sha256;
 
-use super::*;
+use super::{blob::SILENT_FOR, *};
 use crate::{chunks::Chunker, domain::BlobStatus, store::Options, store::Work};
 
 fn noise(length: usize, seed: u64) -> Vec<u8> {
