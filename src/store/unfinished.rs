@@ -334,7 +334,6 @@ impl Store {
         }
         unfinished.put(offset, chunk, content)?;
         unfinished.state().sent_bytes += content.len() as u64;
-        unfinished.hash_now(offset, content);
         Ok(())
     }
 

@@ -275,6 +275,8 @@ impl Unfinished {
         for gap in &gaps {
             state.wrote(gap, self.found_bytes);
         }
+        drop(state);
+        self.hash_now(offset, content);
         Ok(())
     }
 
@@ -294,7 +296,7 @@ impl Unfinished {
 
     /// Hashes what has just been put in its place, if that is where the hashing is, and nobody else is at it: what
     /// is not hashed now is read again.
-    pub(super) fn hash_now(&self, offset: u64, content: &[u8]) {
+    fn hash_now(&self, offset: u64, content: &[u8]) {
         if let Ok(mut hashed) = self.hashed.try_lock()
             && hashed.bytes == offset
         {
