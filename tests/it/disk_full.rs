@@ -21,7 +21,7 @@ use super::{
 const WAYS: [&[&str]; 2] = [&["-U", "-r", "-m"], &["-m"]];
 
 /// Mounts a file system of this size on the first argument, and becomes the rest of them.
-const MOUNT: &str = "mount -t tmpfs -o size=4m,nr_inodes=1500 tmpfs \"$1\" && shift && exec \"$@\"";
+const MOUNT: &str = "mount -t tmpfs -o size=8m,nr_inodes=1500 tmpfs \"$1\" && shift && exec \"$@\"";
 
 /// A command that runs `program` with a small file system on `dir`; `None` where that cannot be.
 fn with_small_disk(program: &Command, dir: &Path) -> Option<Command> {
@@ -108,7 +108,7 @@ fn a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room() {
     let disk = PathBuf::from(format!("/proc/{}/root{}", server.child.id(), disk.display()));
     let storage = disk.join("storage");
     let free = || rustix::fs::statvfs(&disk).map(|found| found.f_bavail * found.f_frsize).unwrap();
-    assert!(free() < 4 << 20, "this is not the small disk");
+    assert!(free() < 8 << 20, "this is not the small disk");
 
     let (one, other) = (random(500_000), random(600_000));
     assert_eq!(server.connect().upload(&one, "").status, 204);
@@ -163,11 +163,12 @@ fn a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room() {
     assert_eq!(leftovers(&storage), 0);
 }
 
-/// The add-on submits to a disk on which half of its files have room: it is told so, what else there
-/// is goes on being answered, and with room again the same session makes its checkout and its job.
+/// The add-on submits to a disk on which half of its files have room, alone or two of them at once: it is told
+/// so, what else there is goes on being answered, and with room again the same session makes its checkout and
+/// its job.
 #[test]
 fn a_submission_to_a_nearly_full_disk_is_refused_and_goes_on_when_there_is_room() {
-    for name in SESSIONS {
+    for names in [&SESSIONS[..1], &SESSIONS[1..], &SESSIONS[..]] {
         let home = tempfile::tempdir().unwrap();
         let disk = home.path().join("disk");
         fs::create_dir(&disk).unwrap();
@@ -187,21 +188,30 @@ fn a_submission_to_a_nearly_full_disk_is_refused_and_goes_on_when_there_is_room(
         rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, room).unwrap();
         drop(filler); // an open file keeps its room
 
-        let session = Session::load(name);
-        let mut refused = 0;
-        for step in session.steps.iter().filter(|step| is_shaman(step)) {
-            let answer = send(&mut server.connect(), step);
-            let path = step["path"].as_str().unwrap();
-            if path.ends_with("/create") {
-                answer.is_error(424, "not stored");
-            } else if path.contains("/shaman/files/") && answer.status == 507 {
-                answer.is_error(507, "the server's storage is full");
-                refused += 1;
-            } else {
-                assert!([200, 204, 208].contains(&answer.status), "{path}: {answer:?}");
+        let sessions: Vec<_> = names.iter().map(|name| Session::load(name)).collect();
+        let submit = |session: &Session| {
+            let mut refused = 0;
+            for step in session.steps.iter().filter(|step| is_shaman(step)) {
+                let answer = send(&mut server.connect(), step);
+                let path = step["path"].as_str().unwrap();
+                if path.ends_with("/create") {
+                    answer.is_error(424, "not stored");
+                } else if path.contains("/shaman/files/") && answer.status == 507 {
+                    answer.is_error(507, "the server's storage is full");
+                    refused += 1;
+                } else {
+                    assert!([200, 204, 208].contains(&answer.status), "{path}: {answer:?}");
+                }
             }
-        }
-        assert!(refused > 0, "{name}: there was room");
+            refused
+        };
+        let refused: Vec<usize> = std::thread::scope(|scope| {
+            let all: Vec<_> =
+                sessions.iter().map(|session| scope.spawn(|| submit(session))).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert!(refused.iter().all(|refused| *refused > 0), "{names:?}: there was room");
+        let session = &sessions[0];
         assert_eq!(leftovers(&storage), 0);
         // Not even a byte: what only reads is served, and no job is kept that would be lost.
         fill(&disk.join("more filler"));
@@ -228,10 +238,16 @@ fn a_submission_to_a_nearly_full_disk_is_refused_and_goes_on_when_there_is_room(
         for filler in ["filler", "more filler"] {
             fs::remove_file(disk.join(filler)).unwrap();
         }
-        let (checkout, job) = session.replay_whole(server.address());
-        session.check(&storage, &checkout);
-        let path = format!("/api/v3/jobs/{}", job["id"].as_str().unwrap());
-        assert_eq!(connection.get(&path).json()["id"], job["id"]);
+        std::thread::scope(|scope| {
+            for session in &sessions {
+                scope.spawn(|| {
+                    let (checkout, job) = session.replay_whole(server.address());
+                    session.check(&storage, &checkout);
+                    let path = format!("/api/v3/jobs/{}", job["id"].as_str().unwrap());
+                    assert_eq!(server.connect().get(&path).json()["id"], job["id"]);
+                });
+            }
+        });
         assert_eq!(leftovers(&storage), 0);
     }
 }
