@@ -121,6 +121,7 @@ fn pass(mut client: &TcpStream, state: &Mutex<State>) -> Option<()> {
     let (total, mut words) = (length(&head), head.split(' '));
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let is_upload = method == "POST" && path.contains("/files/");
+    let is_batch = path.ends_with("/farmhand/v1/batch");
     let fault = {
         let mut state = state.lock().unwrap();
         if is_upload {
@@ -130,7 +131,7 @@ fn pass(mut client: &TcpStream, state: &Mutex<State>) -> Option<()> {
             }
         }
         let faults = match () {
-            () if is_upload => &mut state.uploads,
+            () if is_upload || is_batch => &mut state.uploads,
             () if path.ends_with("/requirements") => &mut state.requirements,
             () => &mut Vec::new(),
         };
@@ -221,8 +222,14 @@ fn project() -> tempfile::TempDir {
     folder(&files)
 }
 
-/// A checkout through a network with these faults.
+/// A checkout through a network with these faults, of each file by itself, and of small ones together.
 fn survives(uploads: &[Fault], requirements: &[Fault]) {
+    for extension in [false, true] {
+        survives_with(extension, uploads, requirements);
+    }
+}
+
+fn survives_with(extension: bool, uploads: &[Fault], requirements: &[Fault]) {
     let server = TestServer::start();
     let proxy = Proxy::start(server.addr, uploads, requirements);
     let dir = project();
@@ -230,11 +237,18 @@ fn survives(uploads: &[Fault], requirements: &[Fault]) {
         &proxy.url(),
         client::Options { stall_timeout: Duration::from_secs(5), ..client::Options::default() },
     );
-    let options = agent::Options { retries: 8, ..agent::Options::default() };
+    let options = agent::Options { retries: 8, extension, ..agent::Options::default() };
     let (path, report) = client.checkout_with(client.scan(dir.path()), options).unwrap();
     assert!(report.skipped.is_empty(), "{:?}", report.skipped);
     assert!(tree(&server.storage().join("jobs").join(path)) == tree(dir.path()));
-    proxy.check();
+    if extension {
+        // There are fewer requests than some of these lists are long.
+        let state = proxy.state.lock().unwrap();
+        assert!(state.uploads.len() < uploads.len());
+        assert_eq!(state.sent_again, Vec::<String>::new());
+    } else {
+        proxy.check();
+    }
     // Those that stand still are let go, so that the server is not kept from ending.
     proxy.state.lock().unwrap().stalled.clear();
 }
