@@ -42,9 +42,6 @@ const BATCH: BatchLimits =
 /// The longest name of a sender.
 const MAX_SENDER_BYTES: usize = 64;
 
-/// How content is cut: `chunks.rs`.
-pub(super) const CUT: &str = "fastcdc-2020/8192/16384/65536";
-
 /// All routes of it.
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -134,7 +131,7 @@ async fn capabilities(State(app): State<App>) -> Json<Capabilities> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         chunks: Some(ChunkLimits {
             reuse: app.store.indexes_chunks(),
-            cut: CUT.to_owned(),
+            cut: wire::CUT.to_owned(),
             max_chunk_bytes: MAX_CHUNK_BYTES,
             max_recipe_chunks: MAX_RECIPE_CHUNKS as u32,
             max_body_bytes: MAX_CHUNKS_BYTES,

@@ -7,6 +7,9 @@ use utoipa::ToSchema;
 /// the same value belong together; another client waits.
 pub const SENDER: &str = "x-farmhand-sender";
 
+/// How both sides of ours cut content into chunks: `chunks.rs`, and `docs/EXTENSION.md` for others.
+pub const CUT: &str = "fastcdc-2020/8192/16384/65536";
+
 /// What this server can do beside Shaman. What is missing it cannot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]

@@ -15,8 +15,8 @@ pub use bodies::{
     RequirementsRequest, StatusAnswer,
 };
 pub use extension::{
-    BatchAnswer, BatchLimits, BatchResult, BeginAnswer, Capabilities, ChunkLimits, KnownAnswer,
-    RecipeAnswer, Run, SENDER, runs_of,
+    BatchAnswer, BatchLimits, BatchResult, BeginAnswer, CUT, Capabilities, ChunkLimits,
+    KnownAnswer, RecipeAnswer, Run, SENDER, runs_of,
 };
 pub use filename::{decode_filename, encode_filename};
 pub use frames::{

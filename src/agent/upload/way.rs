@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::Capabilities;
+use crate::wire::{CUT, Capabilities};
 
 /// When what is nearly the same as something the server has is not sent as a whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +49,6 @@ const ASK_IN_VAIN: u32 = 8;
 /// Blobs from this size on are sent in pieces: what is lost when a connection breaks is then little. Smaller
 /// ones are sent again.
 const PIECES_FROM: u64 = 32 << 20;
-
-/// The way in which we cut: `docs/EXTENSION.md`.
-const CUT: &str = "fastcdc-2020/8192/16384/65536";
 
 /// What a server must take at once: a piece, a recipe of a segment, a request.
 const MAX_CHUNK_BYTES: u32 = 256 << 10;
@@ -294,6 +291,12 @@ mod tests {
         assert!(!always.samples(100, None), "the server knows no chunks of what is so small");
         let mut never = chooser(Delta::Never, false);
         assert!(!never.samples(1 << 40, None));
+    }
+
+    #[test]
+    fn how_we_cut_is_what_we_call_it() {
+        use crate::chunks::{AVERAGE_BYTES, MAX_BYTES, MIN_BYTES};
+        assert_eq!(CUT, format!("fastcdc-2020/{MIN_BYTES}/{AVERAGE_BYTES}/{MAX_BYTES}"));
     }
 
     #[test]
