@@ -60,12 +60,12 @@ pub fn blob_content(number: usize) -> Vec<u8> {
 
 /// A list of files as clients send it: paths of a usual length, 100 to a directory, and so many
 /// distinct blobs in turn.
-pub fn file_specs(files: usize, blobs: usize) -> Vec<FileSpec> {
+pub fn file_specs(files: usize, blobs: usize) -> Vec<FileSpec<'static>> {
     let shas: Vec<String> = (0..blobs).map(|blob| sha256_hex(&blob_content(blob))).collect();
     let spec = |number: usize| FileSpec {
-        sha: shas[number % blobs].clone(),
+        sha: shas[number % blobs].clone().into(),
         size: blob_content(number % blobs).len() as u64,
-        path: format!("shot-{:04}/textures-{number:06}.exr", number / FILES_A_DIRECTORY),
+        path: format!("shot-{:04}/textures-{number:06}.exr", number / FILES_A_DIRECTORY).into(),
     };
     (0..files).map(spec).collect()
 }

@@ -204,7 +204,7 @@ fn read_and_hash(root: &Path) -> Sample {
     })
 }
 
-fn parse(body: &[u8]) -> RequirementsRequest {
+fn parse(body: &[u8]) -> RequirementsRequest<'_> {
     serde_json::from_slice(body).expect("it is JSON")
 }
 
@@ -230,7 +230,7 @@ fn link(job: &Path, files: &[farmhand::wire::FileSpec], threads: usize, sync: bo
         .iter()
         .map(|file| {
             let up = Path::new("../../.."); // from job/directory/link to the storage
-            (job.join(&file.path), fixture::blob_path(up, &file.sha, file.size).1)
+            (job.join(&*file.path), fixture::blob_path(up, &file.sha, file.size).1)
         })
         .collect();
     let dirs: Vec<&[(PathBuf, PathBuf)]> =

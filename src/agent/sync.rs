@@ -12,7 +12,7 @@ use std::{
 use super::upload::{self, Chooser, Delta, Job, Line, MODES, Mode, Tally};
 use crate::{
     client::{ClientError, Shaman},
-    domain::{BlobId, BlobStatus, CheckoutPath, Entry, RelPath},
+    domain::{BlobId, BlobStatus, CheckoutPath, RelPath},
     exec::Exec,
     meter::{Phase, Progress},
     scan::{HashError, Scan, ScannedFile, Scanner, SkipReason, Skipped},
@@ -304,7 +304,7 @@ pub async fn lacking<'a>(
     let mut distinct = Vec::new();
     for file in files {
         if asked_for.insert(file.blob()) {
-            distinct.push(FileSpec::from(&entry(file)));
+            distinct.push(FileSpec::new(&file.path, &file.blob()));
         }
     }
     let answer = client.requirements(distinct).await?;
@@ -343,10 +343,6 @@ async fn missing(
     Ok(missing)
 }
 
-fn entry(file: &ScannedFile) -> Entry {
-    Entry { path: file.path.clone(), blob: file.blob() }
-}
-
 /// Syncs, and has the checkout created; returns the path that the server used.
 ///
 /// # Errors
@@ -363,7 +359,8 @@ pub async fn create_checkout(
     let mut total = sync(client, scan, scanner.clone(), progress.clone(), options.clone()).await?;
     for round in 1.. {
         progress.enter(Phase::Creating);
-        let files = total.files.iter().map(|file| FileSpec::from(&entry(file))).collect();
+        let files =
+            total.files.iter().map(|file| FileSpec::new(&file.path, &file.blob())).collect();
         let missing = match client.create(wish.as_str(), files).await {
             Ok(path) => return Ok((path, total)),
             Err(error @ ClientError::MissingFiles { .. }) => error,

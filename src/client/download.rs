@@ -3,6 +3,7 @@
 use backon::{BackoffBuilder, ExponentialBackoff};
 use bytes::{Buf, Bytes};
 use reqwest::{Method, Response, StatusCode, Url, header};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use super::{Bounds, ClientError, Shaman, error};
@@ -69,12 +70,24 @@ impl Shaman {
     /// # Errors
     /// [`ClientError::Status`] with 404 if there is no such checkout, with 409 if something in it is no
     /// blob; or as the other calls.
-    pub async fn manifest(&self, checkout: &CheckoutPath) -> Result<CheckoutRequest, ClientError> {
+    pub async fn manifest(
+        &self,
+        checkout: &CheckoutPath,
+    ) -> Result<CheckoutRequest<'static>, ClientError> {
         let mut url = self.admin_url("checkouts/manifest");
         url.query_pairs_mut().append_pair("path", checkout.as_str());
         let bounds = Bounds { bytes: MAX_MANIFEST_BYTES, ..self.large() };
-        let call = || self.json::<(), CheckoutRequest>(bounds, Method::GET, url.clone(), None);
-        Ok(self.retrying(bounds, call, ClientError::is_transient).await?.0)
+        let call = || self.json::<(), Listed>(bounds, Method::GET, url.clone(), None);
+        Ok(self.retrying(bounds, call, ClientError::is_transient).await?.0.0)
+    }
+}
+
+/// What would make a checkout again, as an answer.
+struct Listed(CheckoutRequest<'static>);
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        CheckoutRequest::deserialize(deserializer).map(|listed| Self(listed.into_owned()))
     }
 }
 

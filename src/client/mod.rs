@@ -281,15 +281,15 @@ impl Shaman {
     /// If there is no answer after all retries, or another answer than the protocol has.
     pub async fn requirements(
         &mut self,
-        files: Vec<FileSpec>,
-    ) -> Result<Vec<FileStatus>, ClientError> {
+        files: Vec<FileSpec<'_>>,
+    ) -> Result<Vec<FileStatus<'static>>, ClientError> {
         const PATH: &str = "checkout/requirements";
         let said = |file: &FileSpec| ANSWER_BYTES_PER_FILE + JSON_ESCAPE_BYTES * file.path.len();
         let bytes = MAX_ANSWER_BYTES + files.iter().map(said).sum::<usize>();
         let bounds = Bounds { bytes, ..self.large() };
         let (url, request) = (self.endpoint(PATH), RequirementsRequest { files });
         let call = || self.json(bounds, Method::POST, url.clone(), Some(&request));
-        let (answer, found_at): (RequirementsAnswer, Url) =
+        let (answer, found_at): (RequirementsAnswer<'static>, Url) =
             self.retrying(bounds, call, ClientError::is_transient).await?;
         let suffix = format!("{}/{PATH}", &wire::SHAMAN[1..]);
         if found_at != url
@@ -311,9 +311,13 @@ impl Shaman {
     /// # Errors
     /// [`ClientError::MissingFiles`] if the server says so in any dialect; or as the other calls. It
     /// is tried again only where the server cannot have seen it: twice would make two checkouts.
-    pub async fn create(&self, path: &str, files: Vec<FileSpec>) -> Result<String, ClientError> {
+    pub async fn create(
+        &self,
+        path: &str,
+        files: Vec<FileSpec<'_>>,
+    ) -> Result<String, ClientError> {
         let url = self.endpoint("checkout/create");
-        let request = CheckoutRequest { checkout_path: path.to_owned(), files };
+        let request = CheckoutRequest { checkout_path: path.into(), files };
         let bounds = self.large();
         let call =
             || self.json::<_, CheckoutAnswer>(bounds, Method::POST, url.clone(), Some(&request));

@@ -53,14 +53,38 @@ impl Change {
         from: Option<&Path>,
         change: impl FnOnce() -> io::Result<T>,
     ) -> Result<T, DiskError> {
+        let made = fault(self.names().0).and_then(|()| change());
+        self.tell(path, from, made)
+    }
+
+    /// The same to what is called so in a directory. The whole path is made only for those who want it.
+    pub fn make_in<T>(
+        self,
+        dir: &Path,
+        name: &str,
+        change: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, DiskError> {
+        match fault(self.names().0).and_then(|()| change()) {
+            Ok(made) if !tracing::enabled!(target: "farmhand::disk", tracing::Level::TRACE) => {
+                Ok(made)
+            }
+            made => self.tell(&dir.join(name), None, made),
+        }
+    }
+
+    fn tell<T>(
+        self,
+        path: &Path,
+        from: Option<&Path>,
+        made: io::Result<T>,
+    ) -> Result<T, DiskError> {
         let (name, verb) = self.names();
-        let made = fault(name).and_then(|()| change()).on(verb, path);
         let from = from.unwrap_or(Path::new(""));
         tracing::trace!(
             target: "farmhand::disk",
             change = name, from = %from.display(), path = %path.display(), failed = made.is_err()
         );
-        made
+        made.on(verb, path)
     }
 }
 

@@ -169,12 +169,7 @@ impl Space {
 /// If the file is gone or not ours.
 pub fn touch(path: &Path) -> Result<(), DiskError> {
     #[cfg(unix)]
-    {
-        use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
-        let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
-        let times = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
-        utimensat(CWD, path, &times, AtFlags::empty()).map_err(Into::into).on("touch", path)
-    }
+    return touch_at(rustix::fs::CWD, path).on("touch", path);
     #[cfg(not(unix))]
     {
         let mut options = std::fs::File::options();
@@ -188,6 +183,15 @@ pub fn touch(path: &Path) -> Result<(), DiskError> {
         options.write(true);
         options.open(path).and_then(|file| file.set_modified(SystemTime::now())).on("touch", path)
     }
+}
+
+/// The same for a path from an open directory on.
+#[cfg(unix)]
+pub(super) fn touch_at(dir: impl rustix::fd::AsFd, path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+    let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let times = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
+    Ok(utimensat(dir, path, &times, AtFlags::empty())?)
 }
 
 #[cfg(test)]

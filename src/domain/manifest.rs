@@ -1,7 +1,5 @@
 //! The whole content of a checkout: which blob stands at which path.
 
-use std::collections::HashSet;
-
 use super::{BlobId, RelPath};
 
 /// One file of a checkout.
@@ -51,7 +49,7 @@ impl Manifest {
         }
         // Sorting does not put `a/b` right behind `a` (`a b` stands between), so every
         // directory is looked up. Neighbours share most of theirs: each is checked once.
-        let files: HashSet<&str> = entries.iter().map(|entry| entry.path.as_str()).collect();
+        let find = |path: &str| entries.binary_search_by(|entry| entry.path.as_str().cmp(path));
         let mut previous = "";
         for entry in &entries {
             let path = entry.path.as_str();
@@ -59,10 +57,9 @@ impl Manifest {
             let directory = directory.unwrap_or_default();
             if directory != previous {
                 for (end, _) in path.match_indices('/') {
-                    if files.contains(&path[..end]) {
-                        let file = entries.iter().find(|e| e.path.as_str() == &path[..end]);
+                    if let Ok(file) = find(&path[..end]) {
                         return Err(ManifestError::FileIsDirectory {
-                            file: file.expect("BUG: it is in the set").path.clone(),
+                            file: entries[file].path.clone(),
                             inside: entry.path.clone(),
                         });
                     }

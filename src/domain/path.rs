@@ -64,6 +64,14 @@ impl RelPath {
         if text.contains('\\') { text.replace('\\', "/").parse() } else { text.parse() }
     }
 
+    /// Whether [`RelPath::from_wire`] takes this, without making it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn check_wire(text: &str) -> Result<(), PathError> {
+        if text.contains('\\') { Self::from_wire(text).map(drop) } else { check(text, &[]) }
+    }
+
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0

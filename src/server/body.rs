@@ -164,6 +164,22 @@ fn pieces() -> (PieceSender, PieceReader) {
     (PieceSender(sender), PieceReader { pieces, piece: Bytes::new(), at_end: false })
 }
 
+/// Reads a body as a whole that says its length, and counts the bytes as they come.
+pub(super) async fn read_whole(
+    app: &App,
+    mut body: Body,
+    bytes: &mut u64,
+) -> Result<Vec<u8>, ApiError> {
+    let length = body.size_hint().exact().unwrap_or_default();
+    let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
+        *bytes += piece.len() as u64;
+        app.metrics.received_bytes.inc_by(piece.len() as u64);
+        content.extend_from_slice(&piece);
+    }
+    Ok(content)
+}
+
 /// Has a thread read a body of at most so many bytes, and counts them. If this future is dropped, because the
 /// client is gone, the thread sees that the body has broken off.
 pub(super) async fn read_by_thread<T: Send + 'static>(

@@ -285,7 +285,7 @@ pub(super) async fn manifest(
         .compute(move || {
             let manifest = store.manifest(&path)?;
             let files = manifest.entries().iter().map(FileSpec::from).collect();
-            let checkout_path = path.as_str().to_owned();
+            let checkout_path = path.as_str().into();
             Ok(Json(CheckoutRequest { checkout_path, files }).into_response())
         })
         .await

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::{CheckoutPath, Manifest},
-    wire::{CheckoutRequest, RequirementsRequest},
+    wire::{CheckoutRequest, FileSpec, RequirementsRequest},
 };
 
 const MAX_FILES: usize = 20;
@@ -110,7 +110,7 @@ fn checkout(body: &[u8]) -> Result<(CheckoutPath, Manifest), ApiError> {
 
 fn requirements(body: &[u8]) -> Result<usize, ApiError> {
     let RequirementsRequest { files } = parse(body)?;
-    check_files(&files, MAX_FILES).map(|entries| entries.len())
+    check_files(&files, MAX_FILES, FileSpec::to_blob).map(|blobs| blobs.len())
 }
 
 /// It is taken and harmless, or it is the client's error.

@@ -1,6 +1,6 @@
 //! Which request goes where, and all endpoints but the upload.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{any::Any, borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -11,7 +11,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use serde::{Serialize, de::DeserializeOwned};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::{OpenApi as _, openapi::OpenApi};
@@ -25,8 +26,8 @@ use crate::{
     domain::{BlobId, CheckoutPath, Manifest},
     store::CheckoutError,
     wire::{
-        self, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem, RequirementsAnswer,
-        RequirementsRequest, StatusAnswer,
+        self, BadFile, CheckoutAnswer, CheckoutRequest, FileSpec, FileStatus, Problem,
+        RequirementsAnswer, RequirementsRequest, StatusAnswer,
     },
 };
 
@@ -198,8 +199,13 @@ async fn status(
     State(app): State<App>,
     NamedBlob(id): NamedBlob,
 ) -> Result<Json<StatusAnswer>, ApiError> {
-    let store = app.store.clone();
-    let status = app.exec.blocking(move || store.status(&id)).await?;
+    let status = match app.store.status_at_once(&id) {
+        Some(status) => status,
+        None => {
+            let store = app.store.clone();
+            app.exec.blocking(move || store.status(&id)).await?
+        }
+    };
     Ok(Json(StatusAnswer { status }))
 }
 
@@ -229,21 +235,28 @@ async fn requirements(
     app.exec
         .compute(move || {
             let RequirementsRequest { files } = parse(&body.bytes)?;
-            let ids = check_files(&files, max_files)?
-                .into_iter()
-                .map(|entry| entry.blob)
-                .collect::<Vec<_>>();
-            let needed = store.requirements(&ids)?;
+            let needed = store.requirements(&check_files(&files, max_files, FileSpec::to_blob)?)?;
             let files = needed
                 .into_iter()
-                .map(|(index, status)| {
-                    let FileSpec { sha, size, path } = files[index].clone();
-                    FileStatus { sha, size, path, status }
+                .map(|(place, status)| {
+                    let FileSpec { sha, size, path } = &files[place];
+                    let (sha, path) = (Cow::Borrowed(&**sha), Cow::Borrowed(&**path));
+                    FileStatus { sha, size: *size, path, status }
                 })
                 .collect();
-            Ok(Json(RequirementsAnswer { files }).into_response())
+            Ok(json_answer(&RequirementsAnswer { files }))
         })
         .await
+}
+
+/// An answer as JSON. Large ones are written to the end and not copied.
+fn json_answer(answer: &RequirementsAnswer) -> Response {
+    // What the names of the fields and a number take.
+    const AROUND_BYTES: usize = 80;
+    let said = |file: &FileStatus| AROUND_BYTES + file.sha.len() + file.path.len();
+    let mut text = Vec::with_capacity(AROUND_BYTES + answer.files.iter().map(said).sum::<usize>());
+    serde_json::to_writer(&mut text, answer).expect("BUG: plain data is JSON");
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 /// Make a checkout
@@ -299,12 +312,12 @@ async fn make_checkout(
         .compute(move || match parse(&body.bytes) {
             Ok(CheckoutRequest { checkout_path, files }) => {
                 let parsed = to_checkout(&checkout_path, &files, max_files);
-                (Some(checkout_path), parsed)
+                (Some(checkout_path.chars().take(200).collect()), parsed)
             }
             Err(error) => (None, Err(error)),
         })
         .await;
-    record.checkout = checkout_path.map(|text| text.chars().take(200).collect());
+    record.checkout = checkout_path;
     let (wish, manifest) = parsed?;
     (record.files, record.bytes) = (manifest.len(), manifest.total_bytes());
 
@@ -343,7 +356,7 @@ pub(super) fn to_checkout(
     let wish = checkout_path
         .parse()
         .map_err(|error| ApiError::bad_request(format!("checkoutPath: {error}")))?;
-    let manifest = Manifest::new(check_files(files, max_files)?)
+    let manifest = Manifest::new(check_files(files, max_files, FileSpec::to_entry)?)
         .map_err(|error| ApiError::bad_request(format!("files: {error}")))?;
     Ok((wish, manifest))
 }
@@ -387,6 +400,9 @@ pub(super) async fn read_json(
                 let mib = mib(promised.unwrap_or(limit));
                 let permit = app.json_mib.clone().acquire_many_owned(mib).await;
                 share = Some(permit.expect("BUG: never closed"));
+                // Only what has been paid for.
+                let to_come = promised.unwrap_or(0).saturating_sub(bytes.len() as u64);
+                bytes.reserve_exact(usize::try_from(to_come).unwrap_or(0));
             }
             bytes.extend_from_slice(&piece);
         }
@@ -405,7 +421,7 @@ pub(super) async fn read_json(
     Ok(JsonBody { bytes, _share: share })
 }
 
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     // A list of its fields' values is an object, too, for serde.
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(ApiError::bad_request(
@@ -416,10 +432,12 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         .map_err(|error| ApiError::bad_request(format!("the request is not as expected: {error}")))
 }
 
-pub(super) fn check_files(
-    files: &[FileSpec],
+/// What is made of each file of a list, if all of them are as they should be.
+pub(super) fn check_files<'a, T: Send>(
+    files: &[FileSpec<'a>],
     max: usize,
-) -> Result<Vec<crate::domain::Entry>, ApiError> {
+    make: impl Fn(&FileSpec<'a>, usize) -> Result<T, BadFile> + Sync,
+) -> Result<Vec<T>, ApiError> {
     if files.len() > max {
         return Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -429,21 +447,22 @@ pub(super) fn check_files(
             ),
         ));
     }
-    files
-        .iter()
-        .enumerate()
-        .map(|(index, file)| {
-            let entry =
-                file.to_entry(index).map_err(|error| ApiError::bad_request(error.to_string()))?;
-            if entry.blob.size_bytes > MAX_BLOB_BYTES {
-                return Err(ApiError::bad_request(format!(
-                    "files[{index}]: size {} is too large",
-                    file.size
-                )));
-            }
-            Ok(entry)
-        })
-        .collect()
+    let check = |(index, file): (usize, &FileSpec<'a>)| {
+        let made = make(file, index).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        if file.size > MAX_BLOB_BYTES {
+            return Err(ApiError::bad_request(format!(
+                "files[{index}]: size {} is too large",
+                file.size
+            )));
+        }
+        Ok(made)
+    };
+    let made = files.par_iter().enumerate().with_min_len(1024).map(check).collect();
+    match made {
+        // Which of several mistakes was found first is chance: it is to be the first one of the list.
+        Err(_) => files.iter().enumerate().map(check).collect(),
+        made => made,
+    }
 }
 
 async fn not_found(State(app): State<App>, method: Method, uri: Uri) -> ApiError {

@@ -14,6 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use memchr::{memchr, memchr_iter};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::connection::Activity;
@@ -205,7 +206,7 @@ impl Unfolder {
 
 /// Where the empty line that ends a head is over, looking from `from` on. Lines may end without `\r`.
 fn head_end(head: &[u8], from: usize) -> Option<usize> {
-    (from..head.len()).filter(|&at| head[at] == b'\n').find_map(|at| match &head[at + 1..] {
+    memchr_iter(b'\n', head.get(from..)?).map(|at| from + at).find_map(|at| match &head[at + 1..] {
         [b'\n', ..] => Some(at + 2),
         [b'\r', b'\n', ..] => Some(at + 3),
         _ => None,
@@ -214,8 +215,10 @@ fn head_end(head: &[u8], from: usize) -> Option<usize> {
 
 /// Replaces each line break that is followed by white space by spaces.
 fn unfold(head: &mut [u8]) {
-    for at in 1..head.len().saturating_sub(1) {
-        if head[at] == b'\n' && matches!(head[at + 1], b' ' | b'\t') {
+    let mut from = 1;
+    while let Some(at) = head.get(from..).and_then(|rest| memchr(b'\n', rest)).map(|at| from + at) {
+        from = at + 1;
+        if matches!(head.get(at + 1), Some(b' ' | b'\t')) {
             head[at] = b' ';
             if head[at - 1] == b'\r' {
                 head[at - 1] = b' ';
@@ -227,8 +230,11 @@ fn unfold(head: &mut [u8]) {
 /// What follows this head. Anything but one plain `Content-Length`, or none, is left to hyper.
 fn stage_after(head: &[u8]) -> Stage {
     let mut length = None;
-    for line in head.split(|&byte| byte == b'\n').skip(1) {
-        let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
+    let mut rest = head;
+    while let Some(end) = memchr(b'\n', rest) {
+        rest = &rest[end + 1..];
+        let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
+        let Some(colon) = memchr(b':', line) else { continue };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits = value.iter().all(u8::is_ascii_digit);

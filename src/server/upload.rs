@@ -14,15 +14,18 @@ use tokio::time::Instant;
 use super::{
     ApiError, App, Defer, Peer,
     access_log::UploadRecord,
-    body::read_by_thread,
+    body::{read_by_thread, read_whole},
     metrics::{Counted, HoldEnd, UploadEnd},
     routes::{NamedBlob, shown},
 };
 use crate::{
     domain::BlobId,
-    store::{Begin, Ticket},
+    store::{Begin, Claimed, Ticket},
     wire::{self, Problem},
 };
+
+/// Bodies up to this size are read as a whole before anything is done with them.
+const SMALL_BYTES: u64 = 64 << 10;
 
 /// Send a file
 ///
@@ -108,6 +111,16 @@ async fn receive(
             ),
         ));
     }
+    if app.store.is_kept_at_once(&id) {
+        return Ok(UploadEnd::AlreadyStored);
+    }
+    // A client that waits for our word must not be kept waiting until it has sent everything.
+    if promised.is_some_and(|length| length <= SMALL_BYTES)
+        && !headers.contains_key(header::EXPECT)
+        && let Some(claimed) = app.store.claim(id)
+    {
+        return receive_small(app, id, claimed, body, bytes).await;
+    }
     let ticket = match begin(app, id, may_defer(app, headers)).await? {
         Ok(ticket) => ticket,
         Err(end) => return Ok(end),
@@ -115,6 +128,27 @@ async fn receive(
     let store = move |body: &mut dyn BufRead| ticket.receive(body);
     let received = read_by_thread(app, body, u64::MAX, bytes, store).await?;
     let received = received.inspect_err(|error| app.metrics.not_received(error))?;
+    app.metrics.stored(id.size_bytes, received.synced);
+    Ok(UploadEnd::Stored)
+}
+
+/// All of a small body is there before a thread is asked to store it: waking one takes as long as that.
+async fn receive_small(
+    app: &App,
+    id: BlobId,
+    claimed: Claimed,
+    body: Body,
+    bytes: &mut u64,
+) -> Result<UploadEnd, ApiError> {
+    let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
+    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
+    let content = read_whole(app, body, bytes).await?;
+    let received = app.exec.blocking(move || {
+        let _permit = permit;
+        claimed.receive(&content)
+    });
+    let received = received.await.inspect_err(|error| app.metrics.not_received(error))?;
+    let Some(received) = received else { return Ok(UploadEnd::AlreadyStored) };
     app.metrics.stored(id.size_bytes, received.synced);
     Ok(UploadEnd::Stored)
 }

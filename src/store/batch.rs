@@ -1,13 +1,11 @@
 //! Many small blobs at once: written one by one, made durable together.
 
-use std::time::{Duration, Instant};
-
-use sha2::{Digest as _, Sha256};
+use std::time::Instant;
 
 use super::{Begin, Durability, ReceiveError, Received, Store, Ticket};
 use crate::{
     disk::{DiskError, SyncPoint, TempFile},
-    domain::{BlobId, Digest},
+    domain::BlobId,
 };
 
 /// From so many files on, one sync of the whole file system costs less than one for each file, even if
@@ -118,36 +116,7 @@ fn together(received: Vec<(usize, Ticket, TempFile)>, sync: &SyncPoint) -> Vec<(
 }
 
 fn one_by_one(received: Vec<(usize, Ticket, TempFile)>) -> Vec<(usize, Stored)> {
-    let store = |mut ticket: Ticket, temp: TempFile| {
-        let start = Instant::now();
-        let mut synced = Duration::ZERO;
-        if ticket.store.options.durability == Durability::Full {
-            temp.sync()?;
-            synced = start.elapsed();
-        }
-        ticket.publish(|file| temp.publish(file))?;
-        let start = Instant::now();
-        ticket.sync_name()?;
-        Ok(Received { synced: synced + start.elapsed() })
-    };
-    received.into_iter().map(|(place, ticket, temp)| (place, store(ticket, temp))).collect()
-}
-
-impl Ticket {
-    /// Writes the whole content, if it is what the blob's name says.
-    fn write(mut self, content: &[u8]) -> Result<(Self, TempFile), ReceiveError> {
-        let (expected_bytes, received_bytes) = (self.id.size_bytes, content.len() as u64);
-        if received_bytes != expected_bytes {
-            let more = received_bytes > expected_bytes;
-            return Err(ReceiveError::Size { expected_bytes, received_bytes, more });
-        }
-        let actual = Digest::from_bytes(Sha256::digest(content).into());
-        if actual != self.id.digest {
-            return Err(ReceiveError::Digest { expected: self.id.digest, actual });
-        }
-        let mut temp = self.store.temp_file()?;
-        temp.write(content)?;
-        self.wrote(received_bytes);
-        Ok((self, temp))
-    }
+    let store =
+        |(place, ticket, temp): (_, Ticket, _)| (place, ticket.store(temp).map_err(Into::into));
+    received.into_iter().map(store).collect()
 }

@@ -1,17 +1,14 @@
 //! What is stored, what is needed, and the right to receive a blob.
 
 use std::{
-    collections::HashSet,
     fs, io,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
-use rayon::prelude::*;
-
-use super::{Flight, Store, inflight::Claim};
+use super::{Flight, ReceiveError, Received, Store, inflight::Claim};
 use crate::{
-    disk::{DiskError, IoContext, touch},
+    disk::{DiskError, Found, IoContext, look_at_once, touch},
     domain::{BlobId, BlobStatus},
 };
 
@@ -56,11 +53,63 @@ impl Ticket {
     }
 }
 
+/// The right to receive one blob, if it turns out that it is to be received.
+#[derive(Debug)]
+pub struct Claimed(Ticket);
+
+impl Claimed {
+    /// Looks whether there is something to receive, and room for it, of which so much is filled.
+    fn begin(self, written_bytes: u64) -> Result<Begin, DiskError> {
+        let Self(mut ticket) = self;
+        ticket.wrote(written_bytes);
+        let (store, id) = (&ticket.store, &ticket.id);
+        // Whoever had the claim before may have stored it since anybody looked.
+        if let Some(found) = store.is_there(id)?
+            && store.keep(id, &found, SystemTime::now())?
+        {
+            return Ok(Begin::Stored);
+        }
+        if let Err(error) = store.has_room() {
+            // What somebody may want to go on with is worth less than what somebody sends now.
+            if !error.is_full() || !store.make_room(store.missing_bytes()?, id)? {
+                return Err(error);
+            }
+            store.has_room()?;
+        }
+        Ok(Begin::Receive(ticket))
+    }
+
+    /// Stores the whole content of a blob, as [`Ticket::receive`] does. `None` if it was stored already.
+    ///
+    /// # Errors
+    /// As [`Store::begin`] and [`Ticket::receive`].
+    pub fn receive(self, content: &[u8]) -> Result<Option<Received>, ReceiveError> {
+        match self.begin(0)? {
+            Begin::Receive(ticket) => {
+                let (ticket, temp) = ticket.write(content)?;
+                Ok(Some(ticket.store(temp)?))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.store.admitted_bytes.fetch_sub(self.left_bytes, Relaxed);
         self.store.inflight.release(&self.id, self.claim, self.stored);
     }
+}
+
+/// Whether what was found is all of a blob.
+pub(super) fn is_whole(found: &Found, id: &BlobId) -> bool {
+    found.is_file && found.size_bytes == id.size_bytes
+}
+
+/// Whether a blob was needed so recently that this need not be noted again: garbage collection removes nothing
+/// that is this young.
+pub(super) fn is_recent(found: &Found, now: SystemTime) -> bool {
+    now.duration_since(found.modified).unwrap_or_default() < TOUCHED_RECENTLY
 }
 
 impl Store {
@@ -69,13 +118,16 @@ impl Store {
     ///
     /// Who also asks whether it is in flight must do that *first*: then a blob that arrives in between
     /// is seen as stored.
-    pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<fs::Metadata>, DiskError> {
-        match self.look(id)? {
-            Some(found) if found.is_file() && found.len() == id.size_bytes => {
-                Ok((!self.unsynced().contains(id)).then_some(found))
-            }
-            _ => Ok(None),
-        }
+    pub(super) fn is_there(&self, id: &BlobId) -> Result<Option<Found>, DiskError> {
+        let found = self.look(id)?.map(|found| Found::from(&found));
+        let whole = found.filter(|found| is_whole(found, id));
+        Ok(whole.filter(|_| !self.unsynced().contains(id)))
+    }
+
+    /// The same from memory alone; `None` also if the disk would have to be asked.
+    fn is_there_at_once(&self, id: &BlobId) -> Option<Found> {
+        let found = look_at_once(&self.layout.blob(id).1).filter(|found| is_whole(found, id))?;
+        (!self.unsynced().contains(id)).then_some(found)
     }
 
     /// What is known of a blob.
@@ -92,6 +144,21 @@ impl Store {
         })
     }
 
+    /// What is known of a blob, if that needs no disk.
+    pub fn status_at_once(&self, id: &BlobId) -> Option<BlobStatus> {
+        if self.inflight.get(id).is_some() {
+            return Some(BlobStatus::Uploading);
+        }
+        self.is_there_at_once(id).map(|_| BlobStatus::Stored)
+    }
+
+    /// Whether a blob is certainly stored, and noted as needed, without a look at the disk. If not, nothing
+    /// is known.
+    pub fn is_kept_at_once(&self, id: &BlobId) -> bool {
+        self.inflight.get(id).is_none()
+            && self.is_there_at_once(id).is_some_and(|found| is_recent(&found, SystemTime::now()))
+    }
+
     /// Whether any of these blobs is stored, or in flight.
     ///
     /// # Errors
@@ -103,25 +170,6 @@ impl Store {
             }
         }
         Ok(false)
-    }
-
-    /// Which of these blobs must still be sent: each once, by its first place in the list. Those
-    /// that are stored count as needed now.
-    ///
-    /// # Errors
-    /// If the file system cannot say, or a stored blob cannot be touched.
-    pub fn requirements(&self, ids: &[BlobId]) -> Result<Vec<(usize, BlobStatus)>, DiskError> {
-        let mut seen = HashSet::with_capacity(ids.len());
-        let distinct: Vec<usize> = (0..ids.len()).filter(|&i| seen.insert(ids[i])).collect();
-        let now = SystemTime::now();
-        let found: Vec<_> = distinct
-            .into_par_iter()
-            .map(|i| {
-                let status = self.mark_needed(&ids[i], now)?;
-                Ok((status != BlobStatus::Stored).then_some((i, status)))
-            })
-            .collect::<Result<_, DiskError>>()?;
-        Ok(found.into_iter().flatten().collect())
     }
 
     /// Notes that a blob is needed now, if it is stored, and says what is known of it.
@@ -142,18 +190,22 @@ impl Store {
     pub(super) fn keep(
         &self,
         id: &BlobId,
-        found: &fs::Metadata,
+        found: &Found,
         now: SystemTime,
     ) -> Result<bool, DiskError> {
-        let recent = found
-            .modified()
-            .is_ok_and(|at| now.duration_since(at).unwrap_or_default() < TOUCHED_RECENTLY);
-        if recent {
-            // Garbage collection removes nothing that is this young.
+        if is_recent(found, now) {
             return Ok(true);
         }
+        self.touch_if_there(|| touch(&self.layout.blob(id).1))
+    }
+
+    /// Has a stored blob touched, and says whether it is still there.
+    pub(super) fn touch_if_there(
+        &self,
+        touch: impl FnOnce() -> Result<(), DiskError>,
+    ) -> Result<bool, DiskError> {
         let _stays = self.removal.read().expect("BUG: no one panics with this lock");
-        match touch(&self.layout.blob(id).1) {
+        match touch() {
             Ok(()) => Ok(true),
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -198,24 +250,15 @@ impl Store {
         }
         // Somebody may have begun to send it in pieces, and gone.
         self.give_up_if_silent(&id, "");
-        let claim = match self.inflight.claim(id) {
-            Ok(claim) => claim,
-            Err(flight) => return Ok(Begin::Busy(flight)),
-        };
-        let mut ticket = Ticket::new(self, id, claim);
-        ticket.wrote(written_bytes);
-        // Whoever had the claim before may have stored it since the first look.
-        if self.is_there(&id)?.is_some() {
-            return Ok(Begin::Stored);
+        match self.inflight.claim(id) {
+            Ok(claim) => Claimed(Ticket::new(self, id, claim)).begin(written_bytes),
+            Err(flight) => Ok(Begin::Busy(flight)),
         }
-        if let Err(error) = self.has_room() {
-            // What somebody may want to go on with is worth less than what somebody sends now.
-            if !error.is_full() || !self.make_room(self.missing_bytes()?, &id)? {
-                return Err(error);
-            }
-            self.has_room()?;
-        }
-        Ok(Begin::Receive(ticket))
+    }
+
+    /// Claims a blob without a look at what there is; `None` if somebody else is sending it.
+    pub fn claim(self: &Arc<Self>, id: BlobId) -> Option<Claimed> {
+        Some(Claimed(Ticket::new(self, id, self.inflight.claim(id).ok()?)))
     }
 
     /// The right to receive a blob beside somebody else who is sending it, too slowly to wait for.

@@ -1,25 +1,25 @@
 //! Checkouts: built aside, renamed in, never half visible.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use rayon::prelude::*;
 
 use super::{
     Durability, Store,
-    layout::Layout,
+    layout::{Layout, Links},
     materialize,
     records::{self, Record},
 };
 use crate::{
     disk::{
-        DiskError, IoContext, create_dir, remove_dir_all, remove_file, rename_new, sync_file_system,
+        DiskError, IoContext, OpenDir, create_dir, remove_dir_all, remove_file, rename_new,
+        sync_file_system,
     },
-    domain::{BlobId, BlobStatus, CheckoutPath, Manifest},
+    domain::{BlobId, CheckoutPath, Entry, Manifest},
 };
 
 /// How often a taken name gets another suffix. With 36⁴ of them, failing this often means that
@@ -97,17 +97,10 @@ impl Store {
     }
 
     fn require_all(&self, manifest: &Manifest) -> Result<(), CheckoutError> {
-        let mut ids: Vec<BlobId> = manifest.entries().iter().map(|entry| entry.blob).collect();
-        ids.par_sort_unstable();
-        ids.dedup();
-        let now = SystemTime::now();
-        let missing: Vec<BlobId> = ids
-            .into_par_iter()
-            .map(|id| Ok((self.mark_needed(&id, now)? != BlobStatus::Stored).then_some(id)))
-            .collect::<Result<Vec<_>, DiskError>>()?
-            .into_iter()
-            .flatten()
-            .collect();
+        let ids: Vec<BlobId> = manifest.entries().iter().map(|entry| entry.blob).collect();
+        let mut missing: Vec<BlobId> =
+            self.requirements(&ids)?.into_iter().map(|(at, _)| ids[at]).collect();
+        missing.sort_unstable();
         if missing.is_empty() { Ok(()) } else { Err(CheckoutError::Missing(missing)) }
     }
 
@@ -158,34 +151,31 @@ impl Store {
         name: &CheckoutPath,
         manifest: &Manifest,
     ) -> Result<(), CheckoutError> {
-        let mut dirs = BTreeSet::new();
-        for entry in manifest.entries() {
-            let path = entry.path.as_str();
-            // Neighbours share most of their directories: stop at the first that is known.
-            for (end, _) in path.rmatch_indices('/') {
-                if !dirs.insert(&path[..end]) {
-                    break;
-                }
-            }
-        }
+        let folders = folders(manifest);
         // A directory sorts before what is in it.
-        for path in &dirs {
-            let path = dir.join(path);
-            create_dir(&path).map_err(bad_name)?;
+        for folder in folders.iter().skip(1) {
+            create_dir(&dir.join(folder.path)).map_err(bad_name)?;
         }
         let mode = self.options.link_mode;
-        manifest.entries().par_iter().with_min_len(64).try_for_each(|entry| {
-            let link = || Layout::link_target(name, &entry.path, &entry.blob);
-            let (_, blob) = self.layout.blob(&entry.blob);
-            let path = dir.join(entry.path.as_str());
-            materialize::make(mode, link, &blob, &path).map_err(bad_name)
-        })?;
+        // One thread for each directory: the file system lets no more than one make names in it.
+        folders.par_iter().with_max_len(1).filter(|folder| !folder.runs.is_empty()).try_for_each(
+            |folder| {
+                let path = dir.join(folder.path);
+                let open = OpenDir::open(path.clone()).on("open", &path)?;
+                let mut links = Links::new(name, folder.path);
+                folder.runs.iter().copied().flatten().try_for_each(|entry| {
+                    let blob = || self.layout.blob(&entry.blob).1;
+                    let at = (&open, entry.path.split().1);
+                    materialize::make(mode, || links.to(&entry.blob), blob, at).map_err(bad_name)
+                })
+            },
+        )?;
         if materialize::has_content(mode) && self.options.durability == Durability::Full {
             // One call for all of the files and directories.
             return Ok(sync_file_system(dir)?);
         }
-        dirs.par_iter().try_for_each(|path| self.sync_dir(&dir.join(path)))?;
-        Ok(self.sync_dir(dir)?)
+        folders.par_iter().rev().try_for_each(|folder| self.sync_dir(&dir.join(folder.path)))?;
+        Ok(())
     }
 
     /// Moves a finished checkout to its name, or to a free one made from it, and records it.
@@ -225,6 +215,33 @@ impl Store {
         let reason = format!("it exists, and so do {NAME_TRIES} names made from it");
         Err(CheckoutError::Conflict { path: wish.clone(), reason })
     }
+}
+
+/// A directory of a checkout.
+struct Folder<'a> {
+    /// Below the checkout; `""` is the checkout itself.
+    path: &'a str,
+    /// The files in it, not below it.
+    runs: Vec<&'a [Entry]>,
+}
+
+/// All directories of a checkout, itself the first, each before those in it.
+fn folders(manifest: &Manifest) -> Vec<Folder<'_>> {
+    fn above(path: &str) -> &str {
+        path.rsplit_once('/').map_or("", |(above, _)| above)
+    }
+    let mut folders = BTreeMap::from([("", Vec::new())]);
+    for run in manifest.entries().chunk_by(|a, b| a.path.split().0 == b.path.split().0) {
+        let path = above(run[0].path.as_str());
+        folders.entry(path).or_insert_with(Vec::new).push(run);
+        let mut path = above(path);
+        // Neighbours share most of the way: stop at what is known.
+        while !folders.contains_key(path) {
+            folders.insert(path, Vec::new());
+            path = above(path);
+        }
+    }
+    folders.into_iter().map(|(path, runs)| Folder { path, runs }).collect()
 }
 
 fn is_taken(error: &io::Error) -> bool {

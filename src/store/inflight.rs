@@ -2,7 +2,7 @@
 //! file system, and storing a blob twice is harmless.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, MutexGuard},
 };
 
@@ -90,6 +90,15 @@ impl InFlight {
         if stored || uploads.count == 0 {
             inner.uploads.remove(id);
         }
+    }
+
+    /// Those of these blobs that somebody is sending.
+    pub fn among<'a>(&self, ids: impl Iterator<Item = &'a BlobId>) -> HashSet<BlobId> {
+        let inner = self.inner();
+        if inner.uploads.is_empty() {
+            return HashSet::new();
+        }
+        ids.filter(|id| inner.uploads.contains_key(id)).copied().collect()
     }
 
     pub fn get(&self, id: &BlobId) -> Option<Flight> {

@@ -1,14 +1,17 @@
 //! Where things stand in the storage directory. The layout of `stored/` and `jobs/` is Shaman's, so
 //! that an existing storage can be taken over and given back.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use sha2::{Digest as _, Sha256};
 
 use super::Durability;
 use crate::{
     disk::{DiskError, create_dirs_if_missing, sync_file_system},
-    domain::{BlobId, CheckoutPath, Digest, RelPath},
+    domain::{BlobId, CheckoutPath, Digest},
 };
 
 /// The part of `jobs/` in which checkouts are built before they get their name.
@@ -181,21 +184,33 @@ impl Layout {
         // Some file systems do not tell upper from lower case.
         path.as_rel().parts().next().is_some_and(|part| part.eq_ignore_ascii_case(BUILDING))
     }
+}
 
-    /// The text of the link at `path` in `checkout`: relative, so that workers may mount the
-    /// storage wherever they like.
-    pub fn link_target(checkout: &CheckoutPath, path: &RelPath, id: &BlobId) -> PathBuf {
-        let up = 1 + checkout.as_rel().parts().count() + path.parts().count() - 1;
-        let hex = id.digest.to_string();
-        let mut target = "../".repeat(up);
-        target.push_str("file-store/stored/");
-        target.push_str(&hex[..2]);
-        target.push('/');
-        target.push_str(&hex[2..]);
-        target.push('/');
-        target.push_str(&id.size_bytes.to_string());
-        target.push_str(".blob");
-        target.into()
+/// The texts of links from one directory of a checkout: relative, so that workers may mount the storage
+/// wherever they like.
+pub(super) struct Links {
+    text: String,
+    /// How much of it is the way to all blobs.
+    way_bytes: usize,
+}
+
+impl Links {
+    /// From this directory of the checkout, `""` being the checkout itself.
+    pub fn new(checkout: &CheckoutPath, dir: &str) -> Self {
+        let depth = 1 + checkout.as_rel().parts().count();
+        let depth = depth + dir.split('/').filter(|part| !part.is_empty()).count();
+        let text = "../".repeat(depth) + "file-store/stored/";
+        Self { way_bytes: text.len(), text }
+    }
+
+    /// The text of a link to this blob.
+    pub fn to(&mut self, id: &BlobId) -> &str {
+        let mut hex = [0; 64];
+        let hex = base16ct::lower::encode_str(id.digest.as_bytes(), &mut hex);
+        let (prefix, rest) = hex.expect("BUG: it has the room").split_at(2);
+        self.text.truncate(self.way_bytes);
+        let _ = write!(self.text, "{prefix}/{rest}/{}.blob", id.size_bytes);
+        &self.text
     }
 }
 
@@ -206,13 +221,16 @@ fn digest_of(path: &CheckoutPath) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Digest;
+    use crate::domain::{Digest, RelPath};
 
     #[test]
     fn links_lead_from_the_checkout_to_the_blob() {
         let id = BlobId { digest: Digest::from_bytes([0xab; 32]), size_bytes: 7 };
-        let (checkout, path) = ("show/shot 1".parse().unwrap(), "lib/a.blend".parse().unwrap());
-        let target = Layout::link_target(&checkout, &path, &id);
+        let (checkout, path): (_, RelPath) =
+            ("show/shot 1".parse().unwrap(), "lib/a.blend".parse().unwrap());
+        let mut links = Links::new(&checkout, path.split().0.unwrap_or_default());
+        links.to(&BlobId { size_bytes: 12345, ..id });
+        let target = PathBuf::from(links.to(&id));
         let layout = Layout::new(Path::new("/s"));
         let rest = "ab".repeat(31);
         assert_eq!(

@@ -1,13 +1,10 @@
 //! How a file of a checkout is made from a blob.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use super::layout::Layout;
 use crate::{
-    disk::{DiskError, TempFile, copy_file, hard_link, reflink, remove_file, symlink},
+    disk::{DiskError, IoContext, OpenDir, TempFile, copy_file, hard_link, reflink, remove_file},
     domain::report::LinkMode,
 };
 
@@ -23,24 +20,28 @@ pub struct ModeError {
     pub source: DiskError,
 }
 
-/// Makes the file `path`. `link` is the text of a symbolic link to the blob in `blob`.
-pub(super) fn make(
+/// Makes a file of this name in a directory. `link` is the text of a symbolic link to the blob, `blob` its path.
+pub(super) fn make<'a>(
     mode: LinkMode,
-    link: impl FnOnce() -> PathBuf,
-    blob: &Path,
-    path: &Path,
+    link: impl FnOnce() -> &'a str,
+    blob: impl FnOnce() -> PathBuf,
+    (dir, name): (&OpenDir, &str),
 ) -> Result<(), DiskError> {
+    let path = || dir.path().join(name);
     match mode {
-        LinkMode::Symlink => symlink(&link(), path),
-        LinkMode::Hardlink => match hard_link(blob, path) {
-            // An empty file may stand at more places than it can have names.
-            Err(error) if error.source.kind() == io::ErrorKind::TooManyLinks => {
-                copy_file(blob, path)
+        LinkMode::Symlink => dir.symlink(link(), name),
+        LinkMode::Hardlink => {
+            let (blob, path) = (blob(), path());
+            match hard_link(&blob, &path) {
+                // An empty file may stand at more places than it can have names.
+                Err(error) if error.source.kind() == io::ErrorKind::TooManyLinks => {
+                    copy_file(&blob, &path)
+                }
+                made => made,
             }
-            made => made,
-        },
-        LinkMode::Reflink => reflink(blob, path),
-        LinkMode::Copy => copy_file(blob, path),
+        }
+        LinkMode::Reflink => reflink(&blob(), &path()),
+        LinkMode::Copy => copy_file(&blob(), &path()),
     }
 }
 
@@ -48,6 +49,9 @@ pub(super) fn make(
 pub(super) fn has_content(mode: LinkMode) -> bool {
     matches!(mode, LinkMode::Reflink | LinkMode::Copy)
 }
+
+/// What a mode is tried with.
+const PROBE: &str = "probe";
 
 /// Tries a mode between where blobs are and where checkouts are built.
 pub(super) fn probe(layout: &Layout, mode: LinkMode) -> Result<(), ModeError> {
@@ -67,12 +71,14 @@ pub(super) fn probe(layout: &Layout, mode: LinkMode) -> Result<(), ModeError> {
         LinkMode::Copy => ("copy", "nothing special"),
     };
     let blob = layout.uploading().join(format!("probe{}", Layout::TEMP_SUFFIX));
-    let path = layout.building().join("probe");
     let tried = (|| {
         let mut temp = TempFile::create(blob.clone())?;
         temp.write(b"probe")?;
-        make(mode, || blob.clone(), &blob, &path)
+        let dir = layout.building();
+        let dir = OpenDir::open(dir.clone()).on("open", &dir)?;
+        // A link that leads nowhere is one.
+        make(mode, || "probe", || blob.clone(), (&dir, PROBE))
     })();
-    let _ = remove_file(&path);
+    let _ = remove_file(&layout.building().join(PROBE));
     tried.map_err(|source| ModeError { mode: name, why, source })
 }

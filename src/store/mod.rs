@@ -12,6 +12,7 @@ mod holders;
 mod index;
 mod inflight;
 mod layout;
+mod lookup;
 mod manifest;
 mod materialize;
 mod pins;
@@ -32,7 +33,7 @@ use std::{
 };
 
 pub use batch::{Batch, Batched};
-pub use blobs::{Begin, Ticket};
+pub use blobs::{Begin, Claimed, Ticket};
 pub use checkout::CheckoutError;
 pub use examine::{holder, try_link_mode};
 pub use gc::{GcError, GcOptions, MIN_AGE};

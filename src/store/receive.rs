@@ -101,6 +101,29 @@ impl Ticket {
             return Err(ReceiveError::Digest { expected, actual });
         }
 
+        Ok(self.store(temp)?)
+    }
+
+    /// Writes the whole content, if it is what the blob's name says.
+    pub(super) fn write(mut self, content: &[u8]) -> Result<(Self, TempFile), ReceiveError> {
+        let (expected_bytes, received_bytes) = (self.id.size_bytes, content.len() as u64);
+        if received_bytes != expected_bytes {
+            let more = received_bytes > expected_bytes;
+            return Err(ReceiveError::Size { expected_bytes, received_bytes, more });
+        }
+        let actual = Digest::from_bytes(Sha256::digest(content).into());
+        if actual != self.id.digest {
+            return Err(ReceiveError::Digest { expected: self.id.digest, actual });
+        }
+        let mut temp = self.store.temp_file()?;
+        temp.write(content)?;
+        self.wrote(received_bytes);
+        Ok((self, temp))
+    }
+
+    /// Makes content that has been verified durable, and gives it its name. When this returns, the blob is on
+    /// the disk, and would be after a power cut.
+    pub(super) fn store(mut self, temp: TempFile) -> Result<Received, DiskError> {
         let start = Instant::now();
         if self.store.options.durability == Durability::Full {
             temp.sync()?;

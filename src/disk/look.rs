@@ -1,0 +1,229 @@
+//! Looks at many files, or at one without waiting for the disk.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use super::{DiskError, IoContext};
+
+/// What a look at a file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Whether it is a file, and no link, directory or device.
+    pub is_file: bool,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// When its content, or a program on purpose, last changed this time.
+    pub modified: SystemTime,
+}
+
+impl From<&fs::Metadata> for Found {
+    fn from(found: &fs::Metadata) -> Self {
+        Self {
+            is_file: found.is_file(),
+            size_bytes: found.len(),
+            // Every system that this runs on has it.
+            modified: found.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        }
+    }
+}
+
+#[cfg(unix)]
+impl From<&rustix::fs::Stat> for Found {
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)] // The types differ between systems.
+    fn from(found: &rustix::fs::Stat) -> Self {
+        use std::time::{Duration, UNIX_EPOCH};
+        let nanos = Duration::from_nanos(found.st_mtime_nsec as u64);
+        let (seconds, modified) = (found.st_mtime as i64, UNIX_EPOCH);
+        let modified = match u64::try_from(seconds) {
+            Ok(seconds) => modified.checked_add(Duration::from_secs(seconds)),
+            Err(_) => modified.checked_sub(Duration::from_secs(seconds.unsigned_abs())),
+        };
+        Self {
+            is_file: rustix::fs::FileType::from_raw_mode(found.st_mode as _).is_file(),
+            size_bytes: found.st_size as u64,
+            modified: modified.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH),
+        }
+    }
+}
+
+/// Looks at what stands at `path`, and at no link's target, if the system can answer from memory; `None` if
+/// it would have to ask the disk, or says anything but what is there.
+pub fn look_at_once(path: &Path) -> Option<Found> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What is in memory by its name is so by its inode.
+        let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
+        fstat(file).ok().as_ref().map(Found::from)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        None
+    }
+}
+
+/// A directory that is held open: what is in it is found without the way to it.
+#[derive(Debug)]
+pub struct OpenDir {
+    path: PathBuf,
+    #[cfg(unix)]
+    dir: fs::File,
+}
+
+impl OpenDir {
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be opened.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        #[cfg(unix)]
+        {
+            use rustix::fs::{CWD, Mode, OFlags, openat};
+            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+            let dir = openat(CWD, &path, flags, Mode::empty())?.into();
+            Ok(Self { path, dir })
+        }
+        #[cfg(not(unix))]
+        Ok(Self { path })
+    }
+
+    /// Looks at what stands under this name, and at no link's target.
+    ///
+    /// # Errors
+    /// If nothing does, or the file system cannot say.
+    pub fn look(&self, name: &str) -> io::Result<Found> {
+        #[cfg(unix)]
+        {
+            use rustix::fs::{AtFlags, statat};
+            Ok(Found::from(&statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
+        }
+        #[cfg(not(unix))]
+        fs::symlink_metadata(self.path.join(name)).map(|found| Found::from(&found))
+    }
+
+    /// How many directories there are in it, by the number of its names; `None` where those are not counted.
+    pub fn directories(&self) -> Option<u64> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            // Itself by its name, and as `.`. File systems that do not count say 1.
+            self.dir.metadata().ok()?.nlink().checked_sub(2)
+        }
+        #[cfg(not(unix))]
+        None
+    }
+
+    /// All names in it that are text.
+    ///
+    /// # Errors
+    /// If it cannot be listed.
+    pub fn names(&self) -> Result<Vec<String>, DiskError> {
+        let names = fs::read_dir(&self.path).and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.file_name().into_string().ok()))
+                .filter_map(Result::transpose)
+                .collect()
+        });
+        names.on("list", &self.path)
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a symbolic link of this name in it; see [`super::symlink`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn symlink(&self, target: &str, name: &str) -> Result<(), DiskError> {
+        #[cfg(unix)]
+        {
+            let make = || Ok(rustix::fs::symlinkat(target, &self.dir, name)?);
+            super::change::Change::Symlink.make_in(&self.path, name, make)
+        }
+        #[cfg(not(unix))]
+        super::symlink(Path::new(target), &self.path.join(name))
+    }
+
+    /// Sets the modification time of the file under this name to now.
+    ///
+    /// # Errors
+    /// If the file is gone or not ours.
+    pub fn touch(&self, name: &str) -> Result<(), DiskError> {
+        #[cfg(unix)]
+        {
+            let touched = super::stat::touch_at(&self.dir, Path::new(name));
+            touched.map_err(|source| DiskError { op: "touch", path: self.path.join(name), source })
+        }
+        #[cfg(not(unix))]
+        super::touch(&self.path.join(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn all_ways_to_look_see_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a/file");
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(&file, "five!").unwrap();
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        let old = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
+        let expected = Found { is_file: true, size_bytes: 5, modified: old };
+        assert_eq!(Found::from(&fs::symlink_metadata(&file).unwrap()), expected);
+        assert_eq!(open.look("a/file").unwrap(), expected);
+        assert!(!open.look("a").unwrap().is_file);
+        assert_eq!(open.look("b").unwrap_err().kind(), io::ErrorKind::NotFound);
+        open.touch("a/file").unwrap();
+        assert!(open.look("a/file").unwrap().modified.elapsed().unwrap() < Duration::from_secs(60));
+        assert_eq!(open.touch("b").unwrap_err().source.kind(), io::ErrorKind::NotFound);
+        assert_eq!(open.names().unwrap(), ["a"]);
+        assert!(OpenDir::open(file).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        assert!(!open.look("link").unwrap().is_file);
+        assert!(look_at_once(&dir.path().join("link")).is_none_or(|found| !found.is_file));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_look_at_once_sees_what_was_just_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        assert_eq!(look_at_once(&file), None);
+        fs::write(&file, "12").unwrap();
+        // Systems before 5.12 do not know the call, and some containers forbid it.
+        let found = look_at_once(&file);
+        assert!(found.is_none_or(|found| found.is_file && found.size_bytes == 2), "{found:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn directories_are_counted_or_not_but_never_wrongly() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "c"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        assert!(matches!(open.directories(), None | Some(3)));
+    }
+}
