@@ -1,7 +1,7 @@
 //! What the client does: scans, and sending a folder.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -35,11 +35,12 @@ pub fn rest() {
     thread::sleep(Duration::from_millis(100));
 }
 
-/// Runs the client to its end, and measures it while it lives; beside it the server.
-pub fn run_client(command: &mut Command, server: &Server) -> Sample {
+/// Runs the client to its end, and measures it while it lives; beside it the server. Returns what it says,
+/// too, which may be no more than a pipe can hold.
+pub fn run_client(command: &mut Command, server: &Server) -> (Sample, String) {
     let server_cpu_s = server.cpu_s();
     let start = Instant::now();
-    let mut child = command.stdout(Stdio::null()).spawn().expect("cannot start the client");
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("cannot start the client");
     let mut sample = Sample::default();
     let status = loop {
         // Until it has ended, even if nobody has waited for it yet, there is something to be read.
@@ -54,7 +55,8 @@ pub fn run_client(command: &mut Command, server: &Server) -> Sample {
     assert!(status.success(), "{command:?}: {status}");
     sample.other_cpu_s = server.cpu_s_since(server_cpu_s);
     sample.other_peak_bytes = server.peak_bytes();
-    sample
+    let stdout = child.stdout.take().expect("it is piped");
+    (sample, io::read_to_string(stdout).expect("what it says is text"))
 }
 
 /// A push of a folder.
@@ -160,7 +162,7 @@ pub fn push(bench: &Bench) -> Row {
             let server = bench.serve(subject, &storage);
             settle(&bench.dir);
             let mut command = push_command(bench, &server, folder);
-            let sample = run_client(command.arg("--cache-dir").arg(&cache), &server);
+            let (sample, _) = run_client(command.arg("--cache-dir").arg(&cache), &server);
             drop(server);
             remove(&storage);
             remove(&cache);
@@ -202,7 +204,7 @@ pub fn memory(bench: &Bench) -> Row {
     eprintln!("memory …");
 
     let server = Server::farmhand(&bench.dir, &storage);
-    let sample = run_client(&mut push_command(bench, &server, &folder), &server);
+    let (sample, _) = run_client(&mut push_command(bench, &server, &folder), &server);
     let client = Sample { other_cpu_s: None, other_peak_bytes: None, ..sample };
     let served =
         Sample { cpu_s: sample.other_cpu_s, peak_bytes: sample.other_peak_bytes, ..client };

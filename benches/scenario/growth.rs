@@ -1,6 +1,6 @@
 //! What each file costs, by how many there are: it is to stay the same, or grow as the logarithm does.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Stdio};
 
 use crate::{
     client::{rest, run_client},
@@ -115,7 +115,13 @@ fn all_jobs(bench: &Bench, input: &Input) -> Vec<Took> {
     let job = storage.join("jobs").join(JOB);
     let request = checkout_request(JOB, fixture::file_specs(files, files));
     note("checkout", "server".into(), false, &|| ask(&request));
-    remove(&job);
+    // The server would miss one that is only removed, and collect nothing.
+    let erase = farmhand(&bench.dir)
+        .args(["--quiet", "store", "erase", JOB, "--storage"])
+        .arg(&storage)
+        .stdout(Stdio::null())
+        .status();
+    assert!(erase.expect("cannot start farmhand").success());
     let part = Part::Link {
         storage: storage.clone(),
         job: JOB.into(),
@@ -133,7 +139,10 @@ fn all_jobs(bench: &Bench, input: &Input) -> Vec<Took> {
         let server = Server::farmhand(&bench.dir, &storage);
         let mut command = farmhand(&bench.dir);
         command.args(["--quiet", "plan", "--server", &server.url(), "--cache-dir"]);
-        run_client(command.arg(&input.cache).arg(&input.folder), &server)
+        let (sample, said) = run_client(command.arg(&input.cache).arg(&input.folder), &server);
+        let all_there = said.lines().any(|line| line.ends_with("already there"));
+        assert!(all_there && said.lines().count() == 3, "not all is there: {said}");
+        sample
     });
     let part = Part::WalkAndStat { root: input.folder.clone() };
     note("plan, nothing changed", "floor: walk + stat, 1 thread".into(), true, &|| part.sample());

@@ -83,7 +83,7 @@ pub fn batch(bench: &Bench) -> Vec<Row> {
 
 /// A run of the client, with these settings.
 fn push(bench: &Bench, server: &Server, folder: &Path, settings: &[(&str, &str)]) -> Sample {
-    run_client(push_command(bench, server, folder).envs(settings.iter().copied()), server)
+    run_client(push_command(bench, server, folder).envs(settings.iter().copied()), server).0
 }
 
 const PLAIN: (&str, &str) = ("FARMHAND_UPLOAD_EXTENSION", "false");

@@ -75,8 +75,8 @@ mod bench {
         #[arg(long = "row", value_name = "NAME")]
         rows: Vec<RowName>,
 
-        /// All rows, also memory, which needs as much space as its file is long, and growth, which needs
-        /// three million files
+        /// All rows, also memory, which needs as much space as its file is long, and growth, which makes
+        /// several million files
         #[arg(long)]
         all: bool,
 
@@ -131,7 +131,7 @@ mod bench {
             if let Some(row) = self.rows.iter().find(|row| !is_possible(row)) {
                 let name = row.to_possible_value().expect("no row is hidden");
                 let message =
-                    format!("{} is not about a server that runs already\n", name.get_name());
+                    format!("{} is not about a server that runs already", name.get_name());
                 Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
             }
             let rows = match () {
