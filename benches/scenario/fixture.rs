@@ -20,18 +20,34 @@ pub fn random_bytes(seed: u64, count: usize) -> Vec<u8> {
     bytes
 }
 
+/// A long content in pieces: the same over and over, nothing between here and the disk can tell.
+pub fn pieces(content: &[u8], piece_bytes: usize, size_bytes: u64) -> impl Iterator<Item = &[u8]> {
+    let mut left = size_bytes;
+    content.chunks(piece_bytes).cycle().map_while(move |piece| {
+        let count = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= count as u64;
+        (count > 0).then(|| &piece[..count])
+    })
+}
+
 pub fn sha256_hex(bytes: &[u8]) -> String {
     base16ct::lower::encode_string(&Sha256::digest(bytes))
 }
 
-/// Makes a folder of files of random content. Written through the page cache, they stay in it.
-pub fn make_folder(dir: &Path, files: usize, size_bytes: usize) {
+/// Makes a folder of files, of random content of the seeds from `seed` on. Written through the page cache,
+/// they stay in it.
+pub fn make_folder(dir: &Path, files: usize, size_bytes: usize, seed: u64) {
+    make_folder_of(dir, files, |number| random_bytes(seed + number as u64, size_bytes));
+}
+
+/// Makes a folder of files of this content.
+pub fn make_folder_of(dir: &Path, files: usize, content: impl Fn(usize) -> Vec<u8>) {
     for first in (0..files).step_by(FILES_A_DIRECTORY) {
         let dir = dir.join(format!("shot-{:03}", first / FILES_A_DIRECTORY));
         fs::create_dir_all(&dir).expect("cannot make a folder");
         for number in first..files.min(first + FILES_A_DIRECTORY) {
             let path = dir.join(format!("texture-{number:06}.exr"));
-            fs::write(path, random_bytes(number as u64, size_bytes)).expect("cannot make a file");
+            fs::write(path, content(number)).expect("cannot make a file");
         }
     }
 }
@@ -70,13 +86,29 @@ pub fn file_specs(files: usize, blobs: usize) -> Vec<FileSpec<'static>> {
     (0..files).map(spec).collect()
 }
 
+/// A list of files of which no server can know the blobs.
+pub fn unknown_specs(files: usize) -> Vec<FileSpec> {
+    let random_sha = || base16ct::lower::encode_string(&random_bytes(fastrand::u64(..), 32));
+    let mut specs = file_specs(files, 1);
+    specs.iter_mut().for_each(|spec| spec.sha = random_sha());
+    specs
+}
+
 pub fn uploading(storage: &Path) -> PathBuf {
     storage.join("file-store/uploading")
 }
 
+/// Where Shaman's layout has blobs.
+pub const STORED: &str = "file-store/stored";
+
+/// The directories in there.
+pub fn prefixes() -> impl Iterator<Item = String> {
+    (0..=255u8).map(|prefix| format!("{prefix:02x}"))
+}
+
 /// Where Shaman's layout has a blob: its directory, and its file.
 pub fn blob_path(storage: &Path, sha: &str, size_bytes: u64) -> (PathBuf, PathBuf) {
-    let mut dir = storage.join("file-store/stored");
+    let mut dir = storage.join(STORED);
     dir.push(&sha[..2]);
     dir.push(&sha[2..]);
     let file = dir.join(format!("{size_bytes}.blob"));
@@ -86,28 +118,30 @@ pub fn blob_path(storage: &Path, sha: &str, size_bytes: u64) -> (PathBuf, PathBu
 /// The directories that a store has before its first blob.
 pub fn make_empty_store(storage: &Path) {
     fs::create_dir_all(uploading(storage)).expect("cannot make a store");
-    for prefix in 0..=255u8 {
-        let dir = storage.join(format!("file-store/stored/{prefix:02x}"));
-        fs::create_dir_all(dir).expect("cannot make a store");
+    for prefix in prefixes() {
+        fs::create_dir_all(storage.join(STORED).join(prefix)).expect("cannot make a store");
     }
 }
 
-/// A store that has the blobs of [`file_specs`].
-pub fn make_store(storage: &Path, blobs: usize) {
+/// A store that has blobs of these contents.
+pub fn make_store(storage: &Path, contents: impl Iterator<Item = Vec<u8>>) {
     make_empty_store(storage);
-    for number in 0..blobs {
-        let content = blob_content(number);
-        let (dir, file) = blob_path(storage, &sha256_hex(&content), content.len() as u64);
-        fs::create_dir(dir).expect("cannot make a blob's directory");
-        fs::write(file, content).expect("cannot make a blob");
+    for content in contents {
+        make_blob(storage, &content);
     }
 }
 
-/// Makes the blobs of a store look as if they had last been needed yesterday.
-pub fn make_old(blobs: &[PathBuf]) {
-    let yesterday = SystemTime::now() - Duration::from_secs(86_400);
-    for blob in blobs {
-        let file = fs::File::open(blob).expect("cannot open a blob");
-        file.set_modified(yesterday).expect("cannot make a blob old");
-    }
+/// Makes a blob, and returns its file.
+pub fn make_blob(storage: &Path, content: &[u8]) -> PathBuf {
+    let (dir, file) = blob_path(storage, &sha256_hex(content), content.len() as u64);
+    fs::create_dir(dir).expect("cannot make a blob's directory");
+    fs::write(&file, content).expect("cannot make a blob");
+    file
+}
+
+/// Makes a blob look as if it had last been needed so long ago.
+pub fn make_old(blob: &Path, days: u64) {
+    let then = SystemTime::now() - Duration::from_secs(days * 86_400);
+    let file = fs::File::open(blob).expect("cannot open a blob");
+    file.set_modified(then).expect("cannot make a blob old");
 }

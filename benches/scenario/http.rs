@@ -14,9 +14,11 @@ use std::{
     time::Instant,
 };
 
+use farmhand::wire::SHAMAN;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    fixture,
     measure::{Sample, cpu_s, own_cpu_s, peak_bytes},
     part::Part,
 };
@@ -32,9 +34,9 @@ pub fn farmhand(home: &Path) -> Command {
     command
 }
 
-/// A server that listens. It ends with this value.
+/// A server that listens. If it was started here, it ends with this value.
 pub struct Server {
-    child: Child,
+    child: Option<Child>,
     /// Address and port.
     pub address: String,
 }
@@ -42,8 +44,14 @@ pub struct Server {
 impl Server {
     /// `farmhand serve`, as it is by default; its log goes nowhere, but is written.
     pub fn farmhand(home: &Path, storage: &Path) -> Self {
+        Self::farmhand_with(home, storage, "full")
+    }
+
+    /// The same with this setting of `store.durability`.
+    pub fn farmhand_with(home: &Path, storage: &Path, durability: &str) -> Self {
         let mut command = farmhand(home);
         command.args(["serve", "--listen", "127.0.0.1:0", "--storage"]).arg(storage);
+        command.env("FARMHAND_STORE_DURABILITY", durability);
         Self::start(command.stderr(Stdio::null()))
     }
 
@@ -57,6 +65,11 @@ impl Server {
         Self::start(&mut Part::Serve { storage: storage.to_owned(), upkeep }.command())
     }
 
+    /// One that runs already, wherever that is.
+    pub fn running(address: &str) -> Self {
+        Self { child: None, address: address.to_owned() }
+    }
+
     fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("cannot start a server");
         let mut url = String::new();
@@ -65,35 +78,47 @@ impl Server {
         let address = url.trim().strip_prefix("http://").and_then(|url| url.strip_suffix('/'));
         let address =
             address.unwrap_or_else(|| panic!("{command:?} does not say where it listens"));
-        Self { child, address: address.to_owned() }
+        Self { child: Some(child), address: address.to_owned() }
     }
 
-    pub fn cpu_s(&self) -> f64 {
-        cpu_s(self.child.id()).expect("the server has ended")
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
     }
 
-    pub fn peak_bytes(&self) -> u64 {
-        peak_bytes(self.child.id()).expect("the server has ended")
+    pub fn cpu_s(&self) -> Option<f64> {
+        self.child.as_ref().map(|child| cpu_s(child.id()).expect("the server has ended"))
+    }
+
+    pub fn peak_bytes(&self) -> Option<u64> {
+        self.child.as_ref().map(|child| peak_bytes(child.id()).expect("the server has ended"))
+    }
+
+    /// The CPU time since a figure of before.
+    pub fn cpu_s_since(&self, before: Option<f64>) -> Option<f64> {
+        Some(self.cpu_s()? - before?)
     }
 
     /// Measures this server, from its start to its end, while `work` keeps it busy; that returns
     /// how many seconds of it count.
     pub fn measure(self, work: impl FnOnce(&Self) -> f64) -> Sample {
-        let (server_cpu_s, generator_cpu_s) = (self.cpu_s(), own_cpu_s());
+        let (before, generator_cpu_s) = (self.cpu_s(), own_cpu_s());
         let wall_s = work(&self);
         Sample {
             wall_s,
-            cpu_s: self.cpu_s() - server_cpu_s,
+            cpu_s: self.cpu_s_since(before),
             peak_bytes: self.peak_bytes(),
-            generator_cpu_s: Some(own_cpu_s() - generator_cpu_s),
+            other_cpu_s: Some(own_cpu_s() - generator_cpu_s),
+            other_peak_bytes: None,
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = kill_process(Pid::from_child(child), Signal::TERM);
+            let _ = child.wait();
+        }
     }
 }
 
@@ -115,8 +140,8 @@ impl Connection {
         let stream = TcpStream::connect(&server.address).expect("cannot connect");
         stream.set_nodelay(true).expect("cannot set TCP_NODELAY");
         let mut connection = Self { stream, buffer: vec![0; 64 << 10].into() };
-        let answer = connection.exchange(&head("GET", "/healthz", 0));
-        assert!(matches!(answer.status, 200 | 204), "/healthz: {}", answer.status);
+        // Of a blob of nothing: all Shaman servers can answer that, and it costs them nothing.
+        connection.exchange(&status_request(&fixture::sha256_hex(&[]), 0));
         connection
     }
 
@@ -178,9 +203,29 @@ pub fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     request
 }
 
+pub fn blob_url(sha: &str, size_bytes: u64) -> String {
+    format!("{SHAMAN}/files/{sha}/{size_bytes}")
+}
+
+/// Sends a blob.
+pub fn upload_request(content: &[u8]) -> Vec<u8> {
+    let path = blob_url(&fixture::sha256_hex(content), content.len() as u64);
+    request("POST", &path, content)
+}
+
+/// Asks what is known of a blob.
+pub fn status_request(sha: &str, size_bytes: u64) -> Vec<u8> {
+    head("GET", &blob_url(sha, size_bytes), 0)
+}
+
 /// Sends all requests over so many connections, each with one request at a time, and returns how
-/// many seconds that took.
-pub fn send_all(server: &Server, requests: &[Vec<u8>], connections: usize, status: u16) -> f64 {
+/// many seconds that took. Each must be answered with one of these statuses.
+pub fn send_all(
+    server: &Server,
+    requests: &[Vec<u8>],
+    connections: usize,
+    accepted: &[u16],
+) -> f64 {
     let (next, ready) = (AtomicUsize::new(0), Barrier::new(connections + 1));
     thread::scope(|scope| {
         let threads: Vec<_> = (0..connections)
@@ -189,7 +234,9 @@ pub fn send_all(server: &Server, requests: &[Vec<u8>], connections: usize, statu
                     let mut connection = Connection::open(server);
                     ready.wait();
                     while let Some(request) = requests.get(next.fetch_add(1, Relaxed)) {
-                        assert_eq!(connection.exchange(request).status, status);
+                        let Answer { status, body } = connection.exchange(request);
+                        let said = String::from_utf8_lossy(&body);
+                        assert!(accepted.contains(&status), "answered {status}: {said}");
                     }
                 })
             })

@@ -1,23 +1,18 @@
 //! What sending less costs and saves: chunks, batches, pieces. Beside ours stands the same program doing it
 //! plainly, so that "ours ÷ floor" is how many times as long it takes.
 
-use std::{
-    fs,
-    path::Path,
-    process::Stdio,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, process::Stdio, thread, time::Duration};
 
 use bytesize::ByteSize;
-use farmhand::wire::{ADMIN, SHAMAN, write_blob};
+use farmhand::wire::{ADMIN, write_blob};
 
 use crate::{
+    client::{push_command, rest, run_client},
     fixture,
-    http::{Connection, Server, farmhand, head, request, send_all},
-    measure::{Contender, Row, Sample, Work, cpu_s, peak_bytes, settle},
+    http::{Connection, Server, blob_url, farmhand, head, request, send_all, upload_request},
+    measure::{Contender, Row, Sample, Work, settle},
     part::Part,
-    rows::{Bench, amount, part, remove},
+    rows::{Bench, amount, into_empty_store, part, remove},
 };
 
 /// Blobs of a batch: as farmhand's client sends them.
@@ -30,7 +25,7 @@ pub fn cut(bench: &Bench) -> Row {
     let row = bench.compare(
         format!("cut {} into chunks", ByteSize::b(bench.sizes.resent_bytes as u64)),
         Work::Bytes(bench.sizes.resent_bytes as u64),
-        part("read + cut + BLAKE3, 1 thread", Part::Cut { file: file.clone() }),
+        vec![part("read + cut + BLAKE3, 1 thread", Part::Cut { file: file.clone() })],
         vec![part("floor: read + SHA-256, 1 thread", Part::ReadAndHashOne { file: file.clone() })],
     );
     remove(&file);
@@ -41,12 +36,7 @@ pub fn cut(bench: &Bench) -> Row {
 pub fn batch(bench: &Bench) -> Vec<Row> {
     let (count, size_bytes) = (bench.sizes.uploads, bench.sizes.upload_bytes);
     let contents = || (0..count).map(|number| fixture::random_bytes(number as u64, size_bytes));
-    let plain: Vec<Vec<u8>> = contents()
-        .map(|content| {
-            let sha = fixture::sha256_hex(&content);
-            request("POST", &format!("{SHAMAN}/files/{sha}/{size_bytes}"), &content)
-        })
-        .collect();
+    let plain: Vec<_> = contents().map(|content| upload_request(&content)).collect();
     let contents: Vec<Vec<u8>> = contents().collect();
     let batches: Vec<Vec<u8>> = contents
         .chunks(BATCH_BLOBS)
@@ -63,26 +53,25 @@ pub fn batch(bench: &Bench) -> Vec<Row> {
         let storage = bench.fresh("storage");
         let server = Server::farmhand(&bench.dir, &storage);
         settle(&bench.dir);
-        let sample = server.measure(|server| send_all(server, requests, connections, status));
+        let sample = server.measure(|server| send_all(server, requests, connections, &[status]));
         remove(&storage);
         sample
     };
     let row = |connections: usize| {
         let store = || {
-            let storage = bench.fresh("storage");
-            fixture::make_empty_store(&storage);
-            settle(&bench.dir);
             let (blobs, threads) = (count, 2);
-            let part =
-                Part::Store { storage: storage.clone(), blobs, size_bytes, threads, sync: false };
-            let sample = part.sample();
-            remove(&storage);
-            sample
+            into_empty_store(bench, |storage| Part::Store {
+                storage,
+                blobs,
+                size_bytes,
+                threads,
+                sync: false,
+            })
         };
         bench.compare(
             format!("batches, {}, {connections} connections", amount(count, size_bytes)),
             Work::Files(count as u64),
-            Contender::new("server, by batches", || send(&batches, connections, 200)),
+            vec![Contender::new("server, by batches", || send(&batches, connections, 200))],
             vec![
                 Contender::new("the same server, one by one", || send(&plain, connections, 204)),
                 Contender::new("floor: write + rename, nothing synced, 2 threads", store),
@@ -92,32 +81,9 @@ pub fn batch(bench: &Bench) -> Vec<Row> {
     [4, 16].map(row).into()
 }
 
-/// A run of the client, with the server's processor time.
+/// A run of the client, with these settings.
 fn push(bench: &Bench, server: &Server, folder: &Path, settings: &[(&str, &str)]) -> Sample {
-    let server_cpu_s = server.cpu_s();
-    let start = Instant::now();
-    let mut push = farmhand(&bench.dir)
-        .envs(settings.iter().copied())
-        .args(["--quiet", "push", "--server", &format!("http://{}/", server.address)])
-        .arg(folder)
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("cannot start the client");
-    let mut sample = Sample { wall_s: 0.0, cpu_s: 0.0, peak_bytes: 0, generator_cpu_s: None };
-    let status = loop {
-        if let (Some(peak), Some(cpu)) = (peak_bytes(push.id()), cpu_s(push.id())) {
-            (sample.peak_bytes, sample.cpu_s) = (peak, cpu);
-        }
-        match push.try_wait().expect("cannot wait for the client") {
-            Some(status) => break status,
-            None => thread::sleep(Duration::from_millis(2)),
-        }
-    };
-    assert!(status.success(), "farmhand push: {status}");
-    sample.wall_s = start.elapsed().as_secs_f64();
-    sample.cpu_s += server.cpu_s() - server_cpu_s;
-    sample.peak_bytes = sample.peak_bytes.max(server.peak_bytes());
-    sample
+    run_client(push_command(bench, server, folder).envs(settings.iter().copied()), server).0
 }
 
 const PLAIN: (&str, &str) = ("FARMHAND_UPLOAD_EXTENSION", "false");
@@ -127,7 +93,7 @@ fn folder(bench: &Bench, name: &str, content: &[u8]) -> std::path::PathBuf {
     let folder = bench.fresh(name);
     fs::create_dir(&folder).expect("cannot make a folder");
     fs::write(folder.join("scene.blend"), content).expect("cannot write");
-    thread::sleep(Duration::from_millis(100));
+    rest();
     let hashed = farmhand(&bench.dir).arg("hash").arg(&folder).stdout(Stdio::null()).status();
     assert!(hashed.expect("cannot start the client").success());
     folder
@@ -148,7 +114,7 @@ pub fn pieces(bench: &Bench) -> Row {
     let row = bench.compare(
         format!("push {}, nothing known", ByteSize::b(size_bytes as u64)),
         Work::Bytes(size_bytes as u64),
-        Contender::new("in pieces", || send(&[])),
+        vec![Contender::new("in pieces", || send(&[]))],
         vec![
             Contender::new("plainly", || send(&[PLAIN])),
             Contender::new("asked about, then in pieces", || {
@@ -165,7 +131,7 @@ pub fn delta(bench: &Bench) -> Row {
     let size_bytes = bench.sizes.resent_bytes;
     let mut content = fixture::random_bytes(7, size_bytes);
     let sha = fixture::sha256_hex(&content);
-    let plain = head("POST", &format!("{SHAMAN}/files/{sha}/{size_bytes}"), size_bytes as u64);
+    let plain = head("POST", &blob_url(&sha, size_bytes as u64), size_bytes as u64);
     let before = content.clone();
     let middle = size_bytes / 2;
     content.splice(middle..middle + 1000, fixture::random_bytes(8, 5000));
@@ -186,7 +152,7 @@ pub fn delta(bench: &Bench) -> Row {
     let row = bench.compare(
         format!("push {}, nearly known", ByteSize::b(size_bytes as u64)),
         Work::Bytes(size_bytes as u64),
-        Contender::new("by its chunks", || send(&[("FARMHAND_UPLOAD_DELTA", "always")])),
+        vec![Contender::new("by its chunks", || send(&[("FARMHAND_UPLOAD_DELTA", "always")]))],
         vec![Contender::new("plainly", || send(&[PLAIN]))],
     );
     remove(&folder);

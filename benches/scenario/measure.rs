@@ -12,20 +12,23 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What one run of one program took.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// What one run of one program took. What is not there cannot be seen: the program runs elsewhere.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Sample {
     pub wall_s: f64,
-    pub cpu_s: f64,
-    pub peak_bytes: u64,
-    /// CPU time of the load generator, for servers: it runs on the same cores.
-    pub generator_cpu_s: Option<f64>,
+    pub cpu_s: Option<f64>,
+    pub peak_bytes: Option<u64>,
+    /// The same of the other side, which runs on the same cores: of servers the load generator, of
+    /// clients the server.
+    pub other_cpu_s: Option<f64>,
+    pub other_peak_bytes: Option<u64>,
 }
 
 /// What a row is counted in.
 #[derive(Debug, Clone, Copy)]
 pub enum Work {
     Files(u64),
+    Requests(u64),
     Bytes(u64),
     /// Nothing but the time.
     Moment,
@@ -36,6 +39,8 @@ pub enum Work {
 pub enum Limit {
     /// The median of its times.
     Seconds(f64),
+    /// The least of a row's work in a second, at the median of its times.
+    Rate(f64),
     /// The most memory it ever had.
     Bytes(u64),
     /// The median of its times, over that of the first floor.
@@ -43,22 +48,45 @@ pub enum Limit {
 }
 
 impl Limit {
-    fn verdict(self, wall_s: f64, peak_bytes: u64, floor_s: f64) -> String {
+    /// For a line of this median and this peak.
+    fn verdict(self, work: Work, wall_s: f64, peak_bytes: Option<u64>, floor_s: f64) -> String {
         let (text, is_met) = match self {
-            Self::Seconds(limit) => (format!("≤ {limit} s"), wall_s <= limit),
-            Self::Bytes(limit) => (format!("≤ {} MiB", mib(limit)), peak_bytes <= limit),
-            Self::Ratio(limit) => (format!("≤ {limit} × floor"), wall_s <= limit * floor_s),
+            Self::Seconds(limit) => (format!("≤ {limit} s"), Some(wall_s <= limit)),
+            Self::Rate(limit) => {
+                let (amount, unit) = work.amount();
+                (format!("≥ {} {unit}", grouped(limit)), Some(amount / wall_s >= limit))
+            }
+            Self::Bytes(limit) => {
+                (format!("≤ {} MiB", mib(limit)), peak_bytes.map(|peak| peak <= limit))
+            }
+            Self::Ratio(limit) => (format!("≤ {limit} × floor"), Some(wall_s <= limit * floor_s)),
         };
-        format!("{text}: {}", if is_met { "met" } else { "MISSED" })
+        match is_met {
+            Some(is_met) => format!("{text}: {}", verdict(is_met)),
+            None => format!("{text}: not seen"),
+        }
     }
 }
 
+pub fn verdict(is_met: bool) -> &'static str {
+    if is_met { "met" } else { "MISSED" }
+}
+
 impl Work {
-    fn rate(self, seconds: f64) -> String {
+    /// How much, and what a rate of it is called.
+    fn amount(self) -> (f64, &'static str) {
         match self {
-            Self::Files(files) => format!("{} files/s", grouped(files as f64 / seconds)),
-            Self::Bytes(bytes) => format!("{} MiB/s", grouped(mib(bytes) / seconds)),
-            Self::Moment => String::new(),
+            Self::Files(files) => (files as f64, "files/s"),
+            Self::Requests(requests) => (requests as f64, "requests/s"),
+            Self::Bytes(bytes) => (mib(bytes), "MiB/s"),
+            Self::Moment => (f64::NAN, ""),
+        }
+    }
+
+    fn rate(self, seconds: f64) -> String {
+        match self.amount() {
+            (_, "") => String::new(),
+            (amount, unit) => format!("{} {unit}", grouped(amount / seconds)),
         }
     }
 }
@@ -66,17 +94,18 @@ impl Work {
 /// One program that does the work of a row, once each time it is called.
 pub struct Contender<'a> {
     name: String,
-    limit: Option<Limit>,
+    limits: Vec<Limit>,
     run: Box<dyn FnMut() -> Sample + 'a>,
 }
 
 impl<'a> Contender<'a> {
     pub fn new(name: impl Into<String>, run: impl FnMut() -> Sample + 'a) -> Self {
-        Self { name: name.into(), limit: None, run: Box::new(run) }
+        Self { name: name.into(), limits: Vec::new(), run: Box::new(run) }
     }
 
-    pub fn within(self, limit: Limit) -> Self {
-        Self { limit: Some(limit), ..self }
+    pub fn within(mut self, limits: &[Limit]) -> Self {
+        self.limits.extend(limits);
+        self
     }
 }
 
@@ -85,9 +114,9 @@ impl<'a> Contender<'a> {
 pub struct Line {
     pub name: String,
     pub samples: Vec<Sample>,
-    /// Floors are what the first line of a row is compared with.
+    /// Floors are what the others are compared with.
     pub is_floor: bool,
-    pub limit: Option<Limit>,
+    pub limits: Vec<Limit>,
 }
 
 /// One piece of work, done by farmhand and by floors.
@@ -103,20 +132,21 @@ pub fn compare(
     title: impl Into<String>,
     work: Work,
     (dir, repeat): (&Path, u32),
-    ours: Contender<'_>,
+    ours: Vec<Contender<'_>>,
     floors: Vec<Contender<'_>>,
 ) -> Row {
     let title = title.into();
     eprintln!("{title} …");
-    let mut contenders: Vec<_> = std::iter::once(ours).chain(floors).collect();
+    let own = ours.len();
+    let mut contenders: Vec<_> = ours.into_iter().chain(floors).collect();
     let mut lines: Vec<Line> = contenders
         .iter()
         .enumerate()
         .map(|(at, contender)| Line {
             name: contender.name.clone(),
             samples: Vec::new(),
-            is_floor: at > 0,
-            limit: contender.limit,
+            is_floor: at >= own,
+            limits: contender.limits.clone(),
         })
         .collect();
     for _ in 0..repeat {
@@ -143,8 +173,8 @@ pub fn timed(work: impl FnOnce()) -> Sample {
     work();
     let wall_s = start.elapsed().as_secs_f64();
     let cpu_s = own_cpu_s() - cpu;
-    let peak_bytes = peak_bytes(std::process::id()).expect("a living process has a status");
-    Sample { wall_s, cpu_s, peak_bytes, generator_cpu_s: None }
+    let peak_bytes = peak_bytes(std::process::id());
+    Sample { wall_s, cpu_s: Some(cpu_s), peak_bytes, ..Sample::default() }
 }
 
 /// CPU time of this process, all threads.
@@ -196,9 +226,15 @@ pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
+/// The processor, as it calls itself.
+pub fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    model.map_or_else(|| "unknown".to_owned(), |(_, model)| model.to_owned())
+}
+
 /// The middle one, the least and the most.
-fn spread(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> (f64, f64, f64) {
-    let mut values: Vec<f64> = samples.iter().map(value).collect();
+pub fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
     ((low + high) / 2.0, values[0], values[values.len() - 1])
@@ -228,7 +264,49 @@ fn millis(seconds: f64) -> String {
     }
 }
 
-/// All rows, for people or for Markdown.
+/// A figure and, in brackets, that of the other side.
+fn with_other(figure: Option<String>, other: Option<String>) -> String {
+    let figure = figure.unwrap_or_else(|| "–".to_owned());
+    other.map_or_else(|| figure.clone(), |other| format!("{figure} (+{other})"))
+}
+
+impl Line {
+    fn wall_s(&self) -> (f64, f64, f64) {
+        spread(self.samples.iter().map(|sample| sample.wall_s).collect())
+    }
+
+    /// The median, if it could be seen.
+    fn cpu(&self, value: impl Fn(&Sample) -> Option<f64>) -> Option<String> {
+        let values: Option<Vec<f64>> = self.samples.iter().map(value).collect();
+        values.map(|values| format!("{:.2}", spread(values).0))
+    }
+
+    fn peak_bytes(&self, value: impl Fn(&Sample) -> Option<u64>) -> Option<u64> {
+        self.samples.iter().filter_map(value).max()
+    }
+
+    fn cells(&self, title: String, work: Work, ours_s: &[f64], floor_s: f64) -> Vec<String> {
+        let (wall_s, min_s, max_s) = self.wall_s();
+        let peak = self.peak_bytes(|sample| sample.peak_bytes);
+        let other_peak = self.peak_bytes(|sample| sample.other_peak_bytes);
+        let whole_mib = |bytes: u64| format!("{:.0}", mib(bytes));
+        let ratios = ours_s.iter().map(|ours_s| format!("{:.2}", ours_s / wall_s));
+        let verdicts = self.limits.iter().map(|limit| limit.verdict(work, wall_s, peak, floor_s));
+        vec![
+            title,
+            self.name.clone(),
+            millis(wall_s),
+            format!("{}–{}", millis(min_s), millis(max_s)),
+            work.rate(wall_s),
+            with_other(self.cpu(|sample| sample.cpu_s), self.cpu(|sample| sample.other_cpu_s)),
+            with_other(peak.map(whole_mib), other_peak.map(whole_mib)),
+            if self.is_floor { ratios.collect::<Vec<_>>().join(" / ") } else { String::new() },
+            verdicts.collect::<Vec<_>>().join("; "),
+        ]
+    }
+}
+
+/// All rows. A floor's ratios are those of each program of ours, in their order.
 pub fn table(rows: &[Row], markdown: bool) -> String {
     let head = [
         "row",
@@ -241,51 +319,43 @@ pub fn table(rows: &[Row], markdown: bool) -> String {
         "ours ÷ floor",
         "limit",
     ];
-    let mut cells = vec![head.map(str::to_owned)];
+    let mut cells = vec![head.map(str::to_owned).to_vec()];
     for row in rows {
-        let median_s = |line: &Line| spread(&line.samples, |sample| sample.wall_s).0;
-        let ours_s = median_s(&row.lines[0]);
-        let floor_s = row.lines.iter().find(|line| line.is_floor).map_or(f64::NAN, median_s);
+        let (floors, ours): (Vec<&Line>, Vec<&Line>) =
+            row.lines.iter().partition(|line| line.is_floor);
+        let ours_s: Vec<f64> = ours.iter().map(|line| line.wall_s().0).collect();
+        let floor_s = floors.first().map_or(f64::NAN, |line| line.wall_s().0);
         for (at, line) in row.lines.iter().enumerate() {
-            let (wall_s, min_s, max_s) = spread(&line.samples, |sample| sample.wall_s);
-            let mut cpu = format!("{:.2}", spread(&line.samples, |sample| sample.cpu_s).0);
-            if line.samples.iter().any(|sample| sample.generator_cpu_s.is_some()) {
-                let generator = |sample: &Sample| sample.generator_cpu_s.unwrap_or(0.0);
-                cpu += &format!(" (+{:.2})", spread(&line.samples, generator).0);
-            }
-            let most = line.samples.iter().map(|sample| sample.peak_bytes).max().unwrap_or(0);
-            cells.push([
-                if at == 0 { row.title.clone() } else { String::new() },
-                line.name.clone(),
-                millis(wall_s),
-                format!("{}–{}", millis(min_s), millis(max_s)),
-                row.work.rate(wall_s),
-                cpu,
-                format!("{:.0}", mib(most)),
-                if line.is_floor { format!("{:.2}", ours_s / wall_s) } else { String::new() },
-                line.limit.map_or_else(String::new, |limit| limit.verdict(wall_s, most, floor_s)),
-            ]);
+            let title = if at == 0 { row.title.clone() } else { String::new() };
+            cells.push(line.cells(title, row.work, &ours_s, floor_s));
         }
     }
+    render(&cells, &[0, 1, 8], markdown)
+}
+
+/// A table, for people or as Markdown. The first line is its head; columns are to the right but these.
+pub fn render(cells: &[Vec<String>], to_the_left: &[usize], markdown: bool) -> String {
     let width = |column: usize| {
         cells.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
     };
-    let widths: [usize; 9] = std::array::from_fn(width);
+    let columns = 0..cells[0].len();
+    let widths: Vec<usize> = columns.clone().map(width).collect();
     let mut text = String::new();
     for (at, row) in cells.iter().enumerate() {
-        let padded: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .enumerate()
-            .map(|(column, (cell, width))| match column {
-                0 | 1 | 8 => format!("{cell:width$}"),
-                _ => format!("{cell:>width$}"),
-            })
-            .collect();
+        let pad = |column: usize| {
+            let (cell, width) = (&row[column], widths[column]);
+            match to_the_left.contains(&column) {
+                true => format!("{cell:width$}"),
+                false => format!("{cell:>width$}"),
+            }
+        };
+        let padded: Vec<String> = columns.clone().map(pad).collect();
         if markdown {
             text += &format!("| {} |\n", padded.join(" | "));
             if at == 0 {
-                text += "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n";
+                let line = |column| if to_the_left.contains(&column) { "---" } else { "---:" };
+                text +=
+                    &format!("| {} |\n", columns.clone().map(line).collect::<Vec<_>>().join(" | "));
             }
         } else {
             text += &format!("{}\n", padded.join("  ").trim_end());

@@ -8,7 +8,10 @@ use std::{
     hint::black_box,
     io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    os::unix::fs::{OpenOptionsExt, symlink},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{OpenOptionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -25,14 +28,18 @@ use farmhand::{
     scan::{Options, Scanner},
     server,
     store::{self, Store},
-    wire::RequirementsRequest,
+    wire::{FileSpec, RequirementsRequest},
+};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, mkdirat, openat, statat,
+    symlinkat, utimensat,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fixture,
+    fixture::{self, STORED},
     measure::{Sample, cores, timed},
 };
 
@@ -54,16 +61,31 @@ pub enum Part {
     /// The part of the next that one request cannot spread over cores: parse the body.
     Parse { body: PathBuf },
     /// Floor of requirements: parse the body, then stat each blob's path, on all cores; and set the
-    /// time of each if the server has to.
-    ParseAndStat { body: PathBuf, storage: PathBuf, touch: bool },
+    /// time of each if the server has to. Names may be those from the open directories of a store.
+    ParseAndStat { body: PathBuf, storage: PathBuf, touch: bool, from_open: bool },
+    /// Floor of status requests: stat the paths of blobs in turn, on all cores.
+    Stat { storage: PathBuf, blobs: usize, requests: usize },
     /// Floor of a checkout: make the directories and the links, by so many threads with a directory
-    /// each; and sync each directory if durability is asked for.
-    Link { storage: PathBuf, job: String, files: usize, blobs: usize, threads: usize, sync: bool },
+    /// each; and sync each directory if durability is asked for. Names may be those from the open
+    /// directory that a link is in.
+    Link {
+        storage: PathBuf,
+        job: String,
+        files: usize,
+        blobs: usize,
+        threads: usize,
+        sync: bool,
+        from_open: bool,
+    },
     /// Floor of uploads: create a temp file, write, make the blob's directory, rename, by so many
     /// threads; and sync data and directories as the server does if durability is asked for.
     Store { storage: PathBuf, blobs: usize, size_bytes: usize, threads: usize, sync: bool },
-    /// Floor of a large upload: hash and write the same bytes from memory, in one thread.
-    HashAndWrite { target: PathBuf, size_bytes: u64 },
+    /// Floor of a large upload: hash and write the same bytes from memory, in one thread or each in its
+    /// own; and sync them in the end if durability is asked for.
+    HashAndWrite { target: PathBuf, size_bytes: u64, apart: bool, sync: bool },
+    /// Floor of a push: so many threads read and hash each file and send it through a socket, as many
+    /// hash it again and store it as [`Part::Store`] does.
+    Push { root: PathBuf, storage: PathBuf, threads: usize, sync: bool },
     /// Ours: read a file, cut it into chunks, and hash each.
     Cut { file: PathBuf },
     /// Floor of that: read a file and hash it with SHA-256, in one thread.
@@ -75,7 +97,8 @@ pub enum Part {
     Shell { command: String, dir: PathBuf },
     /// A server whose upkeep begins at once, or never.
     Serve { storage: PathBuf, upkeep: bool },
-    /// The wire alone: a server that reads requests, throws them away and answers 204.
+    /// The wire alone: a server that reads requests, throws them away and answers 204, or what is
+    /// asked for with a short text.
     Sink,
 }
 
@@ -111,14 +134,30 @@ pub fn act(part: &str) {
             let body = fs::read(body).expect("cannot read the body");
             timed(|| drop(black_box(parse(&body))))
         }
-        Part::ParseAndStat { body, storage, touch } => parse_and_stat(&body, &storage, touch),
-        Part::Link { storage, job, files, blobs, threads, sync } => {
-            link(&storage.join("jobs").join(job), &fixture::file_specs(files, blobs), threads, sync)
+        Part::ParseAndStat { body, storage, touch, from_open } => {
+            parse_and_stat(&body, &storage, touch, from_open)
+        }
+        Part::Stat { storage, blobs, requests } => {
+            let path = |spec: FileSpec| fixture::blob_path(&storage, &spec.sha, spec.size).1;
+            let paths: Vec<_> = fixture::file_specs(blobs, blobs).into_iter().map(path).collect();
+            timed(|| {
+                each(cores(), requests, |number| {
+                    let found = fs::symlink_metadata(&paths[number % blobs]);
+                    black_box(found.expect("cannot stat"));
+                });
+            })
+        }
+        Part::Link { storage, job, files, blobs, threads, sync, from_open } => {
+            let files = fixture::file_specs(files, blobs);
+            link(&storage.join("jobs").join(job), &files, threads, sync, from_open)
         }
         Part::Store { storage, blobs, size_bytes, threads, sync } => {
             put(&storage, blobs, size_bytes, threads, sync)
         }
-        Part::HashAndWrite { target, size_bytes } => hash_and_write(&target, size_bytes),
+        Part::HashAndWrite { target, size_bytes, apart, sync } => {
+            hash_and_write(&target, size_bytes, apart, sync)
+        }
+        Part::Push { root, storage, threads, sync } => push(&root, &storage, threads, sync),
         Part::Cut { file } => timed(|| {
             let mut chunker = Chunker::new(File::open(file).expect("cannot open"));
             while let Some((chunk, _)) = chunker.next_chunk().expect("cannot read") {
@@ -208,24 +247,54 @@ fn parse(body: &[u8]) -> RequirementsRequest<'_> {
     serde_json::from_slice(body).expect("it is JSON")
 }
 
-fn parse_and_stat(body: &Path, storage: &Path, touch: bool) -> Sample {
+/// A directory that names can be looked up from.
+fn open_dir(from: &OwnedFd, path: &Path) -> OwnedFd {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(from, path, flags, Mode::empty()).expect("cannot open a directory")
+}
+
+/// One that whole paths can be looked up from.
+fn root_dir() -> OwnedFd {
+    File::open("/").expect("cannot open the root directory").into()
+}
+
+fn parse_and_stat(body: &Path, storage: &Path, touch: bool, from_open: bool) -> Sample {
     let body = fs::read(body).expect("cannot read the body");
-    let path =
-        |spec: &farmhand::wire::FileSpec| fixture::blob_path(storage, &spec.sha, spec.size).1;
-    let paths: Vec<PathBuf> = parse(&body).files.iter().map(path).collect();
+    let stored = storage.join(STORED);
+    // Of each blob, one of the directories below, and the path from there.
+    let path = |spec: &FileSpec| {
+        let path = fixture::blob_path(storage, &spec.sha, spec.size).1;
+        if !from_open {
+            return (0, path);
+        }
+        let prefix = usize::from_str_radix(&spec.sha[..2], 16).expect("a digest is hex");
+        let from_there = path.strip_prefix(stored.join(&spec.sha[..2]));
+        (prefix, from_there.expect("it is in there").to_owned())
+    };
+    let paths: Vec<(usize, PathBuf)> = parse(&body).files.iter().map(path).collect();
+    let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let now = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
     timed(|| {
         black_box(parse(&body));
+        let root = root_dir();
+        let dirs: Vec<OwnedFd> = match from_open {
+            true => {
+                fixture::prefixes().map(|prefix| open_dir(&root, &stored.join(prefix))).collect()
+            }
+            false => vec![root],
+        };
         each(cores(), paths.len(), |number| {
-            let found = fs::symlink_metadata(&paths[number]);
+            let (dir, path) = &paths[number];
+            let found = statat(&dirs[*dir], path, AtFlags::SYMLINK_NOFOLLOW);
             if touch {
-                farmhand::disk::touch(&paths[number]).expect("cannot touch");
+                utimensat(&dirs[*dir], path, &now, AtFlags::empty()).expect("cannot touch");
             }
             let _ = black_box(found); // a blob may be unknown
         });
     })
 }
 
-fn link(job: &Path, files: &[farmhand::wire::FileSpec], threads: usize, sync: bool) -> Sample {
+fn link(job: &Path, files: &[FileSpec], threads: usize, sync: bool, from_open: bool) -> Sample {
     let links: Vec<(PathBuf, PathBuf)> = files
         .iter()
         .map(|file| {
@@ -237,11 +306,22 @@ fn link(job: &Path, files: &[farmhand::wire::FileSpec], threads: usize, sync: bo
         links.chunk_by(|(a, _), (b, _)| a.parent() == b.parent()).collect();
     timed(|| {
         fs::create_dir(job).expect("cannot make the checkout");
+        let job_dir = open_dir(&root_dir(), job);
         each(threads, dirs.len(), |number| {
             let dir = dirs[number][0].0.parent().expect("a link is in a directory");
-            fs::create_dir(dir).expect("cannot make a directory");
-            for (path, target) in dirs[number] {
-                symlink(target, path).expect("cannot make a link");
+            if from_open {
+                let name = dir.file_name().expect("a directory has a name");
+                mkdirat(&job_dir, name, Mode::from(0o777)).expect("cannot make a directory");
+                let dir = open_dir(&job_dir, Path::new(name));
+                for (path, target) in dirs[number] {
+                    let name = path.file_name().expect("a link has a name");
+                    symlinkat(target, &dir, name).expect("cannot make a link");
+                }
+            } else {
+                fs::create_dir(dir).expect("cannot make a directory");
+                for (path, target) in dirs[number] {
+                    symlink(target, path).expect("cannot make a link");
+                }
             }
             if sync {
                 sync_dir(dir);
@@ -258,58 +338,127 @@ fn put(storage: &Path, blobs: usize, size_bytes: usize, threads: usize, sync: bo
     let paths: Vec<_> = (0..blobs)
         .map(|number| {
             let sha = fixture::sha256_hex(&number.to_le_bytes());
-            let (dir, file) = fixture::blob_path(storage, &sha, size_bytes as u64);
-            (fixture::uploading(storage).join(format!("{number}.tmp")), dir, file)
+            let temp = fixture::uploading(storage).join(format!("{number}.tmp"));
+            (temp, fixture::blob_path(storage, &sha, size_bytes as u64))
         })
         .collect();
     timed(|| {
         each(threads, blobs, |number| {
-            let (temp, dir, target) = &paths[number];
-            let mut options = File::options();
-            let options = options.write(true).create_new(true).mode(0o444);
-            let mut file = options.open(temp).expect("cannot create");
+            let (temp, place) = &paths[number];
+            let mut file = create(temp);
             file.write_all(&content).expect("cannot write");
-            if sync {
-                file.sync_data().expect("cannot sync");
-            }
-            fs::create_dir(dir).expect("cannot make a directory");
-            fs::rename(temp, target).expect("cannot rename");
-            if sync {
-                sync_dir(dir);
-                sync_dir(dir.parent().expect("it has a parent"));
-            }
+            publish(&file, temp, place, sync);
         });
     })
+}
+
+fn create(temp: &Path) -> File {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o444).open(temp).expect("cannot create")
+}
+
+/// Gives what was written the name of a blob.
+fn publish(file: &File, temp: &Path, (dir, target): &(PathBuf, PathBuf), sync: bool) {
+    if sync {
+        file.sync_data().expect("cannot sync");
+    }
+    fs::create_dir(dir).expect("cannot make a directory");
+    fs::rename(temp, target).expect("cannot rename");
+    if sync {
+        sync_dir(dir);
+        sync_dir(dir.parent().expect("it has a parent"));
+    }
 }
 
 fn sync_dir(dir: &Path) {
     File::open(dir).and_then(|dir| dir.sync_all()).expect("cannot sync a directory");
 }
 
-fn hash_and_write(target: &Path, size_bytes: u64) -> Sample {
+fn hash_and_write(target: &Path, size_bytes: u64, apart: bool, sync: bool) -> Sample {
     let content = fixture::random_bytes(1, PIECE_BYTES * 64);
+    let pieces = || fixture::pieces(&content, PIECE_BYTES, size_bytes);
+    let write = |file: &mut File, piece: &[u8]| file.write_all(piece).expect("cannot write");
     timed(|| {
         let mut file = File::create_new(target).expect("cannot create");
-        let (mut hasher, mut left) = (Sha256::new(), size_bytes);
-        for piece in content.chunks(PIECE_BYTES).cycle() {
-            let piece = &piece[..piece.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
-            if piece.is_empty() {
-                break;
+        let mut hasher = Sha256::new();
+        if apart {
+            thread::scope(|scope| {
+                scope.spawn(|| pieces().for_each(|piece| hasher.update(piece)));
+                pieces().for_each(|piece| write(&mut file, piece));
+            });
+        } else {
+            for piece in pieces() {
+                hasher.update(piece);
+                write(&mut file, piece);
             }
-            hasher.update(piece);
-            file.write_all(piece).expect("cannot write");
-            left -= piece.len() as u64;
         }
         black_box(hasher.finalize());
+        if sync {
+            file.sync_data().expect("cannot sync");
+        }
     })
 }
 
+/// What goes before a file through the socket: its digest in hex, and its size.
+const PUSH_HEAD_BYTES: usize = 64 + 16;
+
+fn push(root: &Path, storage: &Path, threads: usize, sync: bool) -> Sample {
+    let files = fixture::list(root).expect("cannot walk");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen");
+    let address = listener.local_addr().expect("it listens");
+    let next = AtomicUsize::new(0);
+    let send = |mut stream: TcpStream| {
+        let mut content = Vec::new();
+        while let Some(path) = files.get(next.fetch_add(1, Relaxed)) {
+            content.clear();
+            File::open(path)
+                .and_then(|mut file| file.read_to_end(&mut content))
+                .expect("cannot read");
+            let head = format!("{}{:016}", fixture::sha256_hex(&content), content.len());
+            stream.write_all(head.as_bytes()).expect("cannot send");
+            stream.write_all(&content).expect("cannot send");
+        }
+    };
+    timed(|| {
+        thread::scope(|scope| {
+            for number in 0..threads {
+                let stream = TcpStream::connect(address).expect("cannot connect");
+                scope.spawn(move || send(stream));
+                let (stream, _) = listener.accept().expect("cannot accept");
+                let temp = fixture::uploading(storage).join(format!("{number}.tmp"));
+                scope.spawn(move || store_all(stream, storage, &temp, sync));
+            }
+        });
+    })
+}
+
+/// The other side of a push.
+fn store_all(mut stream: TcpStream, storage: &Path, temp: &Path, sync: bool) {
+    let (mut head, mut piece) = ([0; PUSH_HEAD_BYTES], vec![0; PIECE_BYTES]);
+    while stream.read_exact(&mut head).is_ok() {
+        let head = str::from_utf8(&head).expect("a head is text");
+        let (sha, size) = head.split_at(64);
+        let size_bytes: usize = size.parse().expect("a size");
+        let (mut file, mut hasher, mut left) = (create(temp), Sha256::new(), size_bytes);
+        while left > 0 {
+            let piece = &mut piece[..left.min(PIECE_BYTES)];
+            stream.read_exact(piece).expect("cannot receive");
+            hasher.update(&piece);
+            file.write_all(piece).expect("cannot write");
+            left -= piece.len();
+        }
+        assert_eq!(base16ct::lower::encode_string(&hasher.finalize()), sha);
+        publish(&file, temp, &fixture::blob_path(storage, sha, size_bytes as u64), sync);
+    }
+}
+
 fn collect(storage: &Path, remove: bool) -> Sample {
-    let stored = storage.join("file-store/stored");
+    let stored = storage.join(STORED);
     let list = |dir: &Path| fs::read_dir(dir).expect("cannot list");
     timed(|| {
-        each(cores(), 256, |prefix| {
-            for (number, dir) in list(&stored.join(format!("{prefix:02x}"))).enumerate() {
+        let prefixes: Vec<String> = fixture::prefixes().collect();
+        each(cores(), prefixes.len(), |prefix| {
+            for (number, dir) in list(&stored.join(&prefixes[prefix])).enumerate() {
                 let dir = dir.expect("cannot list").path();
                 for blob in list(&dir) {
                     let blob = blob.expect("cannot list").path();
@@ -356,8 +505,9 @@ fn swallow(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut requests = BufReader::with_capacity(64 << 10, stream);
     loop {
-        let (mut line, mut length) = (String::new(), 0);
+        let (mut line, mut length, mut asks) = (String::new(), 0, false);
         while requests.read_line(&mut line)? > 2 {
+            asks |= line.starts_with("GET ");
             if let Some(value) = line.strip_prefix("Content-Length: ") {
                 length = value.trim().parse().unwrap_or(0);
             }
@@ -374,6 +524,10 @@ fn swallow(mut stream: &TcpStream) -> io::Result<()> {
             requests.consume(count);
             length -= count;
         }
-        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?;
+        let answer: &[u8] = match asks {
+            true => b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"status\":\"stored\"}",
+            false => b"HTTP/1.1 204 No Content\r\n\r\n",
+        };
+        stream.write_all(answer)?;
     }
 }

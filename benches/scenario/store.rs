@@ -1,25 +1,18 @@
 //! The rows of a store that is large, looked after, or has many clients at once.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::Path,
-    sync::Barrier,
-    thread,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{fs, os::unix::fs::symlink, path::Path, sync::Barrier, thread, time::Instant};
 
 use bytesize::ByteSize;
-use farmhand::wire::{RequirementsRequest, SHAMAN};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     fixture,
-    http::{Connection, Server, head, request},
+    http::{Connection, Server, blob_url, head, request, status_request, upload_request},
     measure::{Contender, Limit, Line, Row, Sample, Work, cores, grouped, own_cpu_s, settle},
     part::{self, Part},
     rows::{Bench, on, remove},
+    server::{requirements_body, requirements_request},
 };
 
 /// How soon a server is ready.
@@ -34,21 +27,19 @@ const UPLOADS_LIMIT_BYTES: u64 = 64 << 20;
 /// Of so many blobs one is held by a checkout.
 const HELD_ONE_IN: usize = 10;
 
-/// A store of blobs that were last needed long ago, and a checkout of some of them.
-fn make_old_store(storage: &Path, blobs: usize) {
+/// How many days ago a blob was last needed that is garbage.
+pub const GARBAGE_DAYS: u64 = 40;
+
+/// A store of blobs that were last needed so long ago, and a checkout of some of them.
+pub fn make_held_store(storage: &Path, blobs: usize, days: u64) {
     eprintln!("a store of {} blobs …", grouped(blobs as f64));
     fixture::make_empty_store(storage);
-    let long_ago = SystemTime::now() - Duration::from_secs(40 * 86_400);
     let job = storage.join("jobs/bench-job");
     fs::create_dir_all(&job).expect("cannot make a checkout");
     part::each(cores(), blobs, |number| {
         let content = fixture::blob_content(number);
         let (sha, size) = (fixture::sha256_hex(&content), content.len() as u64);
-        let (dir, file) = fixture::blob_path(storage, &sha, size);
-        fs::create_dir(dir).expect("cannot make a blob's directory");
-        fs::write(&file, content).expect("cannot make a blob");
-        let file = fs::File::open(file).expect("cannot open a blob");
-        file.set_modified(long_ago).expect("cannot make a blob old");
+        fixture::make_old(&fixture::make_blob(storage, &content), days);
         if number % HELD_ONE_IN == 0 {
             let target = fixture::blob_path(Path::new("../.."), &sha, size).1;
             let dir = job.join(format!("dir-{:03}", number / HELD_ONE_IN / 100));
@@ -63,7 +54,7 @@ fn make_old_store(storage: &Path, blobs: usize) {
 pub fn ready(bench: &Bench) -> Row {
     let blobs = bench.sizes.store_blobs;
     let (storage, empty) = (bench.fresh("storage"), bench.fresh("empty"));
-    make_old_store(&storage, blobs);
+    make_held_store(&storage, blobs, GARBAGE_DAYS);
     fixture::make_empty_store(&empty);
     let start = |storage: &Path| {
         let start = Instant::now();
@@ -72,12 +63,14 @@ pub fn ready(bench: &Bench) -> Row {
         assert_eq!(connection.exchange(&head("GET", "/readyz", 0)).status, 200);
         let wall_s = start.elapsed().as_secs_f64();
         let (cpu_s, peak_bytes) = (server.cpu_s(), server.peak_bytes());
-        Sample { wall_s, cpu_s, peak_bytes, generator_cpu_s: None }
+        Sample { wall_s, cpu_s, peak_bytes, ..Sample::default() }
     };
     let row = bench.compare(
         format!("start, {} blobs stored", grouped(blobs as f64)),
         Work::Moment,
-        Contender::new("server", || start(&storage)).within(Limit::Seconds(READY_WITHIN_S)),
+        vec![
+            Contender::new("server", || start(&storage)).within(&[Limit::Seconds(READY_WITHIN_S)]),
+        ],
         vec![Contender::new("floor: the same, nothing stored", || start(&empty))],
     );
     remove(&storage);
@@ -85,38 +78,42 @@ pub fn ready(bench: &Bench) -> Row {
     row
 }
 
+/// Has a server collect the garbage of a store of so many blobs that are old, or say what would go.
+pub fn collected(bench: &Bench, storage: &Path, blobs: usize, dry_run: bool) -> Sample {
+    let mut answer = None;
+    let body = format!("{{\"dry_run\":{dry_run}}}");
+    let sample = Server::farmhand(&bench.dir, storage).measure(|server| {
+        let mut connection = Connection::open(server);
+        let start = Instant::now();
+        let request = request("POST", "/farmhand/v1/gc", body.as_bytes());
+        answer = Some(connection.exchange(&request));
+        start.elapsed().as_secs_f64()
+    });
+    let body = answer.expect("it was answered").body;
+    let lines = String::from_utf8(body).expect("lines are text");
+    let last = lines.lines().rfind(|line| line.starts_with("{\"report\"")).expect(&lines);
+    let report = &serde_json::from_str::<Value>(last).expect("a report")["report"];
+    assert_eq!(report["stored"]["blobs"], blobs, "{report}");
+    assert_eq!(report["removed"]["blobs"], blobs - blobs.div_ceil(HELD_ONE_IN), "{report}");
+    sample
+}
+
 /// Garbage collection of a store of which a tenth is held; first only to know what would go.
 pub fn gc(bench: &Bench) -> Vec<Row> {
     let blobs = bench.sizes.store_blobs;
     let storage = bench.fresh("storage");
-    let garbage = blobs - blobs.div_ceil(HELD_ONE_IN);
     let row = |dry_run: bool| {
         // What was removed is made anew each time.
         let prepare = || {
             if !dry_run {
                 remove(&storage);
-                make_old_store(&storage, blobs);
+                make_held_store(&storage, blobs, GARBAGE_DAYS);
                 settle(&bench.dir);
             }
         };
-        let body = format!("{{\"dry_run\":{dry_run}}}");
         let ours = || {
             prepare();
-            let mut answer = None;
-            let sample = Server::farmhand(&bench.dir, &storage).measure(|server| {
-                let mut connection = Connection::open(server);
-                let start = Instant::now();
-                let request = request("POST", "/farmhand/v1/gc", body.as_bytes());
-                answer = Some(connection.exchange(&request));
-                start.elapsed().as_secs_f64()
-            });
-            let body = answer.expect("it was answered").body;
-            let lines = String::from_utf8(body).expect("lines are text");
-            let last = lines.lines().rfind(|line| line.starts_with("{\"report\"")).expect(&lines);
-            let report = &serde_json::from_str::<Value>(last).expect("a report")["report"];
-            assert_eq!(report["stored"]["blobs"], blobs, "{report}");
-            assert_eq!(report["removed"]["blobs"], garbage, "{report}");
-            sample
+            collected(bench, &storage, blobs, dry_run)
         };
         let floor = Part::Collect { storage: storage.clone(), remove: !dry_run };
         let floor = || {
@@ -131,11 +128,11 @@ pub fn gc(bench: &Bench) -> Vec<Row> {
         bench.compare(
             format!("{what}, {} blobs, nine tenths garbage", grouped(blobs as f64)),
             Work::Files(blobs as u64),
-            Contender::new("server", ours).within(Limit::Bytes(GC_LIMIT_BYTES)),
+            vec![Contender::new("server", ours).within(&[Limit::Bytes(GC_LIMIT_BYTES)])],
             vec![Contender::new(format!("floor: {does}, {}", on(cores())), floor)],
         )
     };
-    make_old_store(&storage, blobs);
+    make_held_store(&storage, blobs, GARBAGE_DAYS);
     let rows = [true, false].map(row);
     remove(&storage);
     rows.into()
@@ -161,16 +158,14 @@ impl Foreground<'_> {
         let mut specs = fixture::file_specs(ASKED * HELD_ONE_IN, ASKED * HELD_ONE_IN);
         // Those that are held: there before and after garbage collection.
         specs = specs.into_iter().step_by(HELD_ONE_IN).collect();
-        let status = head("GET", &format!("{SHAMAN}/files/{}/{}", specs[0].sha, specs[0].size), 0);
-        let body = serde_json::to_vec(&RequirementsRequest { files: specs }).expect("plain data");
-        let required = request("POST", &format!("{SHAMAN}/checkout/requirements"), &body);
+        let status = status_request(&specs[0].sha, specs[0].size);
+        let required = requirements_request(&requirements_body(specs));
         let mut took: [Vec<f64>; 3] = Default::default();
         let generator_cpu_s = own_cpu_s();
         while !enough(took[0].len()) {
             let content = fixture::random_bytes(self.next_seed, 16 << 10);
             self.next_seed += 1;
-            let path = format!("{SHAMAN}/files/{}/{}", fixture::sha256_hex(&content), 16 << 10);
-            let upload = request("POST", &path, &content);
+            let upload = upload_request(&content);
             for (took, (request, expected)) in
                 took.iter_mut().zip([(&status, 200), (&required, 200), (&upload, 204)])
             {
@@ -182,10 +177,10 @@ impl Foreground<'_> {
         }
         took.iter_mut().for_each(|took| took.sort_by(f64::total_cmp));
         let sample = Sample {
-            wall_s: 0.0,
             cpu_s: server.cpu_s(),
             peak_bytes: server.peak_bytes(),
-            generator_cpu_s: Some(own_cpu_s() - generator_cpu_s),
+            other_cpu_s: Some(own_cpu_s() - generator_cpu_s),
+            ..Sample::default()
         };
         (took, sample)
     }
@@ -202,7 +197,7 @@ pub fn upkeep(bench: &Bench) -> Vec<Row> {
     let mut samples: [[Vec<Sample>; 2]; 3] = Default::default();
     for _ in 0..bench.repeat {
         remove(&storage);
-        make_old_store(&storage, blobs);
+        make_held_store(&storage, blobs, GARBAGE_DAYS);
         let is_collected = || storage.join("farmhand/history.json").exists();
         settle(&bench.dir);
         // Through all that garbage collection does, from its beginning to its end; the scrub takes longer.
@@ -222,7 +217,7 @@ pub fn upkeep(bench: &Bench) -> Vec<Row> {
         name: name.into(),
         samples,
         is_floor: limit.is_none(),
-        limit,
+        limits: limit.into_iter().collect(),
     };
     let row = |(kind, [busy, idle]): (&str, [Vec<Sample>; 2])| Row {
         title: format!("99th percentile, {kind}"),
@@ -266,8 +261,7 @@ pub fn many(bench: &Bench) -> Row {
                     let (first, begun) = (&first, &begun);
                     scope.spawn(move || {
                         let mut connection = Connection::open(server);
-                        let path = format!("{SHAMAN}/files/{sha}/{size_bytes}");
-                        connection.send(&head("POST", &path, size_bytes));
+                        connection.send(&head("POST", &blob_url(sha, size_bytes), size_bytes));
                         connection.send(&first(number));
                         begun.wait();
                         rest.chunks(PIECE_BYTES).for_each(|piece| connection.send(piece));
@@ -283,14 +277,20 @@ pub fn many(bench: &Bench) -> Row {
     let target = bench.fresh("large");
     let all_bytes = size_bytes * UPLOADS as u64;
     let floor = || {
-        let sample = Part::HashAndWrite { target: target.clone(), size_bytes: all_bytes }.sample();
+        let part = Part::HashAndWrite {
+            target: target.clone(),
+            size_bytes: all_bytes,
+            apart: false,
+            sync: false,
+        };
+        let sample = part.sample();
         remove(&target);
         sample
     };
     bench.compare(
         format!("{UPLOADS} uploads of {} at once", ByteSize::b(size_bytes)),
         Work::Bytes(all_bytes),
-        Contender::new("server", ours).within(Limit::Bytes(UPLOADS_LIMIT_BYTES)),
+        vec![Contender::new("server", ours).within(&[Limit::Bytes(UPLOADS_LIMIT_BYTES)])],
         vec![Contender::new("floor: SHA-256 + write of as much, 1 thread", floor)],
     )
 }
