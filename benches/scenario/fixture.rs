@@ -87,10 +87,10 @@ pub fn file_specs(files: usize, blobs: usize) -> Vec<FileSpec<'static>> {
 }
 
 /// A list of files of which no server can know the blobs.
-pub fn unknown_specs(files: usize) -> Vec<FileSpec> {
+pub fn unknown_specs(files: usize) -> Vec<FileSpec<'static>> {
     let random_sha = || base16ct::lower::encode_string(&random_bytes(fastrand::u64(..), 32));
     let mut specs = file_specs(files, 1);
-    specs.iter_mut().for_each(|spec| spec.sha = random_sha());
+    specs.iter_mut().for_each(|spec| spec.sha = random_sha().into());
     specs
 }
 
