@@ -31,7 +31,7 @@ pub fn pieces(content: &[u8], piece_bytes: usize, size_bytes: u64) -> impl Itera
 }
 
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    base16ct::lower::encode_string(&Sha256::digest(bytes))
+    const_hex::encode(Sha256::digest(bytes))
 }
 
 /// Makes a folder of files, of random content of the seeds from `seed` on. Written through the page cache,
@@ -88,7 +88,7 @@ pub fn file_specs(files: usize, blobs: usize) -> Vec<FileSpec<'static>> {
 
 /// A list of files of which no server can know the blobs.
 pub fn unknown_specs(files: usize) -> Vec<FileSpec<'static>> {
-    let random_sha = || base16ct::lower::encode_string(&random_bytes(fastrand::u64(..), 32));
+    let random_sha = || const_hex::encode(random_bytes(fastrand::u64(..), 32));
     let mut specs = file_specs(files, 1);
     specs.iter_mut().for_each(|spec| spec.sha = random_sha().into());
     specs

@@ -447,7 +447,7 @@ fn store_all(mut stream: TcpStream, storage: &Path, temp: &Path, sync: bool) {
             file.write_all(piece).expect("cannot write");
             left -= piece.len();
         }
-        assert_eq!(base16ct::lower::encode_string(&hasher.finalize()), sha);
+        assert_eq!(const_hex::encode(hasher.finalize()), sha);
         publish(&file, temp, &fixture::blob_path(storage, sha, size_bytes as u64), sync);
     }
 }

@@ -161,7 +161,7 @@ pub fn large(bench: &Bench) -> Row {
     let send = |server: &Server| {
         let end = bench.seeds(1).start.to_le_bytes();
         let sha = hasher.clone().chain_update(end).finalize();
-        let sha = base16ct::lower::encode_string(&sha);
+        let sha = const_hex::encode(sha);
         let mut connection = Connection::open(server);
         let start = Instant::now();
         connection.send(&head("POST", &blob_url(&sha, size_bytes), size_bytes));

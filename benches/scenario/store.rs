@@ -248,7 +248,7 @@ pub fn many(bench: &Bench) -> Row {
             let mut hasher = Sha256::new();
             hasher.update(first(number));
             hasher.update(rest);
-            base16ct::lower::encode_string(&hasher.finalize())
+            const_hex::encode(hasher.finalize())
         })
         .collect();
     let ours = || {

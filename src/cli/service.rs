@@ -230,7 +230,7 @@ fn is_untouched(text: &str) -> bool {
 }
 
 fn digest_of(body: &str) -> String {
-    base16ct::lower::encode_string(&Sha256::digest(body.as_bytes()))
+    const_hex::encode(Sha256::digest(body.as_bytes()))
 }
 
 /// Calls `systemctl --user`, and returns what that prints.

@@ -234,7 +234,7 @@ mod tests {
     fn nothing_has_this_digest() {
         use sha2::Digest as _;
         let digest = sha2::Sha256::digest(b"");
-        assert_eq!(base16ct::lower::encode_string(&digest), NOTHING);
+        assert_eq!(const_hex::encode(digest), NOTHING);
     }
 
     #[test]

@@ -33,8 +33,7 @@ impl ChunkId {
 
 impl fmt::Debug for ChunkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut hex = [0; 64];
-        f.write_str(base16ct::lower::encode_str(&self.0, &mut hex).map_err(|_| fmt::Error)?)
+        f.write_str(const_hex::Buffer::<32>::new().format(&self.0))
     }
 }
 

@@ -20,6 +20,13 @@ fn shown(text: &str) -> String {
     format!("{short:?}{dots}")
 }
 
+/// Reads exactly so many bytes, as lower-case hex digits.
+pub fn decode_lower<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let is_lower = text.len() == 2 * N && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+    let mut bytes = [0; N];
+    (is_lower && const_hex::decode_to_slice(text, &mut bytes).is_ok()).then_some(bytes)
+}
+
 impl Digest {
     /// The digest with these raw bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
@@ -36,18 +43,13 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let mut bytes = [0; 32];
-        match base16ct::lower::decode(text, &mut bytes) {
-            Ok(decoded) if decoded.len() == 32 => Ok(Self(bytes)),
-            _ => Err(DigestError(text.to_owned())),
-        }
+        decode_lower(text).map(Self).ok_or_else(|| DigestError(text.to_owned()))
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut hex = [0; 64];
-        f.write_str(base16ct::lower::encode_str(&self.0, &mut hex).map_err(|_| fmt::Error)?)
+        f.write_str(const_hex::Buffer::<32>::new().format(&self.0))
     }
 }
 
@@ -96,7 +98,16 @@ mod tests {
     fn refuses_every_other_spelling() {
         let upper = EMPTY.to_uppercase();
         let long = format!("{EMPTY}00");
-        for bad in ["", "e", &EMPTY[1..], &upper, &long, "..", &EMPTY.replace('e', "g")] {
+        for bad in [
+            "",
+            "e",
+            &EMPTY[1..],
+            &upper,
+            &long,
+            "..",
+            &EMPTY.replace('e', "g"),
+            &format!("0x{}", &EMPTY[2..]),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad:?}");
         }
         let error = "x".repeat(500).parse::<Digest>().unwrap_err().to_string();

@@ -205,9 +205,8 @@ impl Links {
 
     /// The text of a link to this blob.
     pub fn to(&mut self, id: &BlobId) -> &str {
-        let mut hex = [0; 64];
-        let hex = base16ct::lower::encode_str(id.digest.as_bytes(), &mut hex);
-        let (prefix, rest) = hex.expect("BUG: it has the room").split_at(2);
+        let mut hex = const_hex::Buffer::<32>::new();
+        let (prefix, rest) = hex.format(id.digest.as_bytes()).split_at(2);
         self.text.truncate(self.way_bytes);
         let _ = write!(self.text, "{prefix}/{rest}/{}.blob", id.size_bytes);
         &self.text
