@@ -152,8 +152,8 @@ impl PieceSender {
     }
 }
 
-/// A body as blocking code reads it.
-struct PieceReader {
+/// A body as blocking code reads it: as a stream of bytes, or piece by piece without copying them.
+pub(super) struct PieceReader {
     pieces: mpsc::Receiver<Piece>,
     piece: Bytes,
     at_end: bool,
@@ -187,7 +187,7 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
     mut body: Body,
     limit: u64,
     bytes: &mut u64,
-    read: impl FnOnce(&mut dyn BufRead) -> T + Send + 'static,
+    read: impl FnOnce(&mut PieceReader) -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     if body.size_hint().exact().is_some_and(|length| length > limit) {
         return Err(ApiError::too_long(limit));
@@ -222,8 +222,9 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
     Ok(read)
 }
 
-impl BufRead for PieceReader {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+impl PieceReader {
+    /// Waits for something to read, if there is nothing.
+    fn fill(&mut self) -> io::Result<()> {
         while self.piece.is_empty() && !self.at_end {
             match self.pieces.blocking_recv() {
                 Some(Piece::Data(piece)) => self.piece = piece,
@@ -231,6 +232,22 @@ impl BufRead for PieceReader {
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
+        Ok(())
+    }
+}
+
+impl Iterator for PieceReader {
+    type Item = io::Result<Bytes>;
+
+    fn next(&mut self) -> Option<io::Result<Bytes>> {
+        let filled = self.fill().map(|()| std::mem::take(&mut self.piece));
+        filled.map(|piece| (!piece.is_empty()).then_some(piece)).transpose()
+    }
+}
+
+impl BufRead for PieceReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.fill()?;
         Ok(&self.piece)
     }
 

@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     ApiError, App, Peer,
     access_log::UploadRecord,
-    body::{next_piece, read_by_thread},
+    body::{PieceReader, next_piece, read_by_thread},
     error::chain,
     metrics::UploadEnd,
     routes::NamedBlob,
@@ -331,7 +331,7 @@ async fn chunks(
     let watch = CutOff { app: &app, id, sender: Some(&sender) };
     let (store, from) = (app.store.clone(), sender.clone());
     let limit = MAX_CHUNKS_BYTES + CHUNK_HEAD_BYTES as u64;
-    let take = move |body: &mut dyn BufRead| take_chunks(&store, &id, &from, body);
+    let take = move |body: &mut PieceReader| take_chunks(&store, &id, &from, body);
     let result = read_by_thread(&app, body, limit, &mut 0, take).await;
     // A body that was whole, whatever was in it, came from somebody who is there.
     if !matches!(&result, Err(error) if error.is_about_the_line()) {
@@ -455,7 +455,7 @@ async fn batch(
     let store = app.store.clone();
     let log = app.clone();
     let limit = BATCH.max_body_bytes;
-    let read = move |body: &mut dyn BufRead| take_batch(&log, peer, &store, body);
+    let read = move |body: &mut PieceReader| take_batch(&log, peer, &store, body);
     let blobs = read_by_thread(&app, body, limit, &mut 0, read).await??;
     Ok(Json(BatchAnswer { blobs }))
 }

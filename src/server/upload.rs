@@ -1,7 +1,5 @@
 //! `POST files/{sha}/{size}`: one blob.
 
-use std::io::BufRead;
-
 use axum::{
     Extension,
     body::Body,
@@ -14,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     ApiError, App, Defer, Peer,
     access_log::UploadRecord,
-    body::{read_by_thread, read_whole},
+    body::{PieceReader, read_by_thread, read_whole},
     metrics::{Counted, HoldEnd, UploadEnd},
     routes::{NamedBlob, shown},
 };
@@ -125,7 +123,7 @@ async fn receive(
         Ok(ticket) => ticket,
         Err(end) => return Ok(end),
     };
-    let store = move |body: &mut dyn BufRead| ticket.receive(body);
+    let store = move |body: &mut PieceReader| ticket.receive(body);
     let received = read_by_thread(app, body, u64::MAX, bytes, store).await?;
     let received = received.inspect_err(|error| app.metrics.not_received(error))?;
     app.metrics.stored(id.size_bytes, received.synced);

@@ -8,6 +8,7 @@ mod blobs;
 mod checkout;
 mod examine;
 mod gc;
+mod hasher;
 mod holders;
 mod index;
 mod inflight;
@@ -28,7 +29,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -166,6 +167,10 @@ pub struct Store {
     /// One garbage collection at a time, and one scrub.
     counts: tally::Counts,
     collecting: Mutex<()>,
+    /// How many threads do nothing but hash what others write.
+    hashing: Arc<AtomicUsize>,
+    /// Of this process: names of files begin with it. Each is asked for only once.
+    process: u32,
     scrubbing: Mutex<()>,
     lock: Mutex<Lock>,
     _dir_lock: Option<std::fs::File>,
@@ -206,6 +211,8 @@ impl Store {
             pinning: Mutex::default(),
             counts: tally::Counts::default(),
             collecting: Mutex::default(),
+            hashing: Arc::default(),
+            process: std::process::id(),
             scrubbing: Mutex::default(),
             lock: lock.into(),
             _dir_lock: dir_lock,

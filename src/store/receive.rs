@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs,
-    io::{self, BufRead},
+    fs, io,
     path::Path,
     sync::{
         MutexGuard,
@@ -12,9 +11,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::{Durability, Store, Ticket, layout::Layout};
+use super::{Durability, Store, Ticket, hasher::Hasher, layout::Layout};
 use crate::{
     disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file},
     domain::{BlobId, Digest},
@@ -67,35 +67,30 @@ impl Ticket {
     ///
     /// # Errors
     /// If the body is something else, breaks off, or the file system refuses. The store is as before.
-    pub fn receive(mut self, body: &mut dyn BufRead) -> Result<Received, ReceiveError> {
+    pub fn receive(
+        mut self,
+        body: impl IntoIterator<Item = io::Result<Bytes>>,
+    ) -> Result<Received, ReceiveError> {
         let mut temp = self.store.temp_file()?;
 
         let expected_bytes = self.id.size_bytes;
         let mut received_bytes = 0;
-        let mut hasher = Sha256::new();
-        loop {
-            let data = match body.fill_buf() {
-                Ok(data) => data,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(ReceiveError::Body { received_bytes, source }),
-            };
-            let count = data.len();
-            if count == 0 {
-                break;
-            }
-            received_bytes += count as u64;
+        let mut hasher = self.store.hasher(expected_bytes);
+        for piece in body {
+            let piece = piece.map_err(|source| ReceiveError::Body { received_bytes, source })?;
+            let count = piece.len() as u64;
+            received_bytes += count;
             if received_bytes > expected_bytes {
                 return Err(ReceiveError::Size { expected_bytes, received_bytes, more: true });
             }
-            hasher.update(data);
-            temp.write(data)?;
-            body.consume(count);
-            self.wrote(count as u64);
+            hasher.update(&piece);
+            temp.write(&piece)?;
+            self.wrote(count);
         }
         if received_bytes < expected_bytes {
             return Err(ReceiveError::Size { expected_bytes, received_bytes, more: false });
         }
-        let actual = Digest::from_bytes(hasher.finalize().into());
+        let actual = hasher.finish();
         let expected = self.id.digest;
         if actual != expected {
             return Err(ReceiveError::Digest { expected, actual });
@@ -209,11 +204,16 @@ impl Ticket {
 }
 
 impl Store {
+    /// What hashes the content of a blob of this size while it is written.
+    fn hasher(&self, size_bytes: u64) -> Hasher {
+        Hasher::new(size_bytes, &self.hashing)
+    }
+
     /// A file for a blob that comes in one go.
     pub(super) fn temp_file(&self) -> Result<TempFile, DiskError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}{}", std::process::id(), Layout::TEMP_SUFFIX);
+        let name = format!("{}-{number}{}", self.process, Layout::TEMP_SUFFIX);
         TempFile::create(self.layout.uploading().join(name))
     }
 

@@ -127,7 +127,7 @@ fn chunks_of_what_is_stored_need_not_be_sent() {
     let mut after = before.clone();
     after.splice(1000..1000, *b"inserted");
     let Ok(Begin::Receive(ticket)) = store.begin(id_of(&before)) else { panic!() };
-    ticket.receive(&mut &before[..]).unwrap();
+    ticket.receive([Ok(bytes::Bytes::copy_from_slice(&before))]).unwrap();
     store.index(&Work::default()).unwrap();
     let (id, all) = (id_of(&after), recipe(&after));
     begin(&store, id);
@@ -153,7 +153,7 @@ fn what_has_changed_where_the_index_says_it_is_counts_as_missing() {
     let store = open(dir.path());
     let content = noise(300_000, 1);
     let Ok(Begin::Receive(ticket)) = store.begin(id_of(&content)) else { panic!() };
-    ticket.receive(&mut &content[..]).unwrap();
+    ticket.receive([Ok(bytes::Bytes::copy_from_slice(&content))]).unwrap();
     store.index(&Work::default()).unwrap();
     let file = store.layout.blob(&id_of(&content)).1;
     let mut rotten = content.clone();
@@ -362,7 +362,7 @@ fn with_secret(dir: &Path) -> (Arc<Store>, Vec<u8>, Vec<Chunk>) {
     let store = open(dir);
     let secret = noise(300_000, 1);
     let Ok(Begin::Receive(ticket)) = store.begin(id_of(&secret)) else { panic!() };
-    ticket.receive(&mut &secret[..]).unwrap();
+    ticket.receive([Ok(bytes::Bytes::copy_from_slice(&secret))]).unwrap();
     store.index(&Work::default()).unwrap();
     let chunks = recipe(&secret);
     (store, secret, chunks)
@@ -498,9 +498,9 @@ fn what_is_stored_meanwhile_counts_as_needed() {
             begin(&store, id);
         }
         if let Ok(Begin::Receive(ticket)) = store.begin(id) {
-            ticket.receive(&mut &content[..]).unwrap();
+            ticket.receive([Ok(bytes::Bytes::copy_from_slice(&content))]).unwrap();
         } else {
-            store.join(id).receive(&mut &content[..]).unwrap();
+            store.join(id).receive([Ok(bytes::Bytes::copy_from_slice(&content))]).unwrap();
         }
         let blob = store.layout.blob(&id).1;
         let long_ago = SystemTime::now() - Duration::from_secs(100_000);
@@ -553,7 +553,7 @@ proptest! {
         // And it can always be sent whole.
         store.give_up_all();
         if let Ok(Begin::Receive(ticket)) = store.begin(id) {
-            ticket.receive(&mut &content[..]).unwrap();
+            ticket.receive([Ok(bytes::Bytes::copy_from_slice(&content))]).unwrap();
         }
         prop_assert_eq!(&stored(&store, &id), &content);
     }
