@@ -1,6 +1,9 @@
 //! Logs go to standard error, and never through a progress bar.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use indicatif::MultiProgress;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
@@ -82,8 +85,12 @@ impl Drop for Line {
 }
 
 /// Clients choose names, and paths are made of them: none may begin another line, or colour it.
-fn on_one_line(text: &[u8]) -> String {
+fn on_one_line(text: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(text);
+    // Most lines are like this.
+    if text.strip_suffix('\n').is_some_and(|line| !line.contains(char::is_control)) {
+        return text;
+    }
     let mut line = String::with_capacity(text.len());
     for character in text.strip_suffix('\n').unwrap_or(&text).chars() {
         if character.is_control() {
@@ -92,7 +99,8 @@ fn on_one_line(text: &[u8]) -> String {
             line.push(character);
         }
     }
-    line + "\n"
+    line.push('\n');
+    line.into()
 }
 
 #[cfg(test)]

@@ -154,13 +154,13 @@ impl Store {
         let folders = folders(manifest);
         // A directory sorts before what is in it.
         for folder in folders.iter().skip(1) {
-            create_dir(&dir.join(folder.path)).map_err(bad_name)?;
+            create_dir(&folder.below(dir)).map_err(bad_name)?;
         }
         let mode = self.options.link_mode;
         // One thread for each directory: the file system lets no more than one make names in it.
         folders.par_iter().with_max_len(1).filter(|folder| !folder.runs.is_empty()).try_for_each(
             |folder| {
-                let path = dir.join(folder.path);
+                let path = folder.below(dir);
                 let open = OpenDir::open(path.clone()).on("open", &path)?;
                 let mut links = Links::new(name, folder.path);
                 folder.runs.iter().copied().flatten().try_for_each(|entry| {
@@ -174,7 +174,7 @@ impl Store {
             // One call for all of the files and directories.
             return Ok(sync_file_system(dir)?);
         }
-        folders.par_iter().rev().try_for_each(|folder| self.sync_dir(&dir.join(folder.path)))?;
+        folders.par_iter().try_for_each(|folder| self.sync_dir(&folder.below(dir)))?;
         Ok(())
     }
 
@@ -223,6 +223,14 @@ struct Folder<'a> {
     path: &'a str,
     /// The files in it, not below it.
     runs: Vec<&'a [Entry]>,
+}
+
+impl Folder<'_> {
+    /// Where it is if the checkout is there.
+    fn below(&self, checkout: &Path) -> PathBuf {
+        // Joined with nothing, a path gets a slash.
+        if self.path.is_empty() { checkout.to_owned() } else { checkout.join(self.path) }
+    }
 }
 
 /// All directories of a checkout, itself the first, each before those in it.

@@ -483,7 +483,7 @@ mod tests {
         let digest = Digest::from_bytes(Sha256::digest(content).into());
         let id = BlobId { digest, size_bytes: content.len() as u64 };
         if let Begin::Receive(ticket) = store.begin(id).unwrap() {
-            ticket.receive([Ok(bytes::Bytes::copy_from_slice(&content))]).unwrap();
+            ticket.receive([Ok(bytes::Bytes::copy_from_slice(content))]).unwrap();
         }
         id
     }
