@@ -24,9 +24,13 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(3600);
 /// How long a client that expects `100 Continue` certainly waits for it. curl sends after a second.
 const EXPECTS_FOR: Duration = Duration::from_millis(500);
 
-/// How many pieces of a body wait for the disk. A piece is what one read of the socket gave: at most
-/// a buffer of the connection.
-const PIECES_IN_FLIGHT: usize = 2;
+/// How many pieces of a body wait for the disk, and how many are handed on for each time that the connection
+/// is woken. A piece is what one read of the socket gave: at most a buffer of the connection.
+const PIECES_IN_FLIGHT: (usize, usize) = (2, 1);
+
+/// The same while there are few uploads: to be woken for each piece takes as long as to receive one.
+const PIECES_IN_FLIGHT_OF_FEW: (usize, usize) = (8, 4);
+const FEW: usize = 4;
 
 /// A body that, dropped before its end, is read to its end in the background.
 ///
@@ -136,19 +140,27 @@ enum Piece {
     End,
 }
 
-/// Sends pieces to a [`PieceReader`] on another thread.
-struct PieceSender(mpsc::Sender<Piece>);
+/// Sends pieces to a [`PieceReader`] on another thread, which sees that the body broke off if there is no end.
+struct PieceSender<'a> {
+    sender: &'a mpsc::Sender<Piece>,
+    /// Waits until there is room for so many.
+    at_once: usize,
+    room: Option<mpsc::PermitIterator<'a, Piece>>,
+}
 
-impl PieceSender {
+impl PieceSender<'_> {
     /// Hands one on, when there is room. Whether anybody wants it.
-    pub async fn send(&self, data: Bytes) -> bool {
-        self.0.send(Piece::Data(data)).await.is_ok()
-    }
-
-    /// The body has come to its end. Whoever drops this without that has the reader see that it broke off.
-    pub async fn end(self) {
-        // A reader that has seen enough need not know.
-        let _ = self.0.send(Piece::End).await;
+    async fn send(&mut self, piece: Piece) -> bool {
+        loop {
+            if let Some(permit) = self.room.as_mut().and_then(Iterator::next) {
+                permit.send(piece);
+                return !self.sender.is_closed();
+            }
+            match self.sender.reserve_many(self.at_once).await {
+                Ok(room) => self.room = Some(room),
+                Err(_) => return false,
+            }
+        }
     }
 }
 
@@ -157,11 +169,6 @@ pub(super) struct PieceReader {
     pieces: mpsc::Receiver<Piece>,
     piece: Bytes,
     at_end: bool,
-}
-
-fn pieces() -> (PieceSender, PieceReader) {
-    let (sender, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
-    (PieceSender(sender), PieceReader { pieces, piece: Bytes::new(), at_end: false })
 }
 
 /// Reads a body as a whole that says its length, and counts the bytes as they come.
@@ -194,7 +201,11 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
     }
     let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
     let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
-    let (sender, mut reader) = pieces();
+    let is_one_of_few = app.uploads.available_permits() + FEW >= app.options.max_uploads;
+    let (in_flight, at_once) =
+        if is_one_of_few { PIECES_IN_FLIGHT_OF_FEW } else { PIECES_IN_FLIGHT };
+    let (sender, pieces) = mpsc::channel(in_flight);
+    let mut reader = PieceReader { pieces, piece: Bytes::new(), at_end: false };
     let reading = app.exec.blocking(move || {
         let _permit = permit;
         read(&mut reader)
@@ -202,6 +213,7 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
     // `move`: when this ends, however, the reader must see the end, and the body be drained.
     let (idle, received_bytes) = (app.options.body_timeout, &app.metrics.received_bytes);
     let feeding = async move {
+        let mut sender = PieceSender { sender: &sender, at_once, room: None };
         while let Some(piece) = next_piece(&mut body, idle).await? {
             *bytes += piece.len() as u64;
             received_bytes.inc_by(piece.len() as u64);
@@ -209,11 +221,12 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
                 return Err(ApiError::too_long(limit));
             }
             // The reader has seen enough; what it says is the answer.
-            if !sender.send(piece).await {
+            if !sender.send(Piece::Data(piece)).await {
                 return Ok(());
             }
         }
-        sender.end().await;
+        // A reader that has seen enough need not know.
+        sender.send(Piece::End).await;
         Ok::<_, ApiError>(())
     };
     let (read, fed) = tokio::join!(reading, feeding);

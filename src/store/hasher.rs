@@ -18,7 +18,7 @@ use crate::domain::Digest;
 const LARGE_BYTES: u64 = 4 << 20;
 
 /// How many pieces wait to be hashed; each is kept in memory until then.
-const PIECES_WAITING: usize = 2;
+const PIECES_WAITING: usize = 4;
 
 /// Hashes pieces in their order.
 pub(super) enum Hasher {
