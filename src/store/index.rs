@@ -449,7 +449,8 @@ impl Store {
                 }
             };
             let Some(chunk) = next else { break };
-            if !is_urgent {
+            // Whoever sends something now needs the processor more.
+            if !is_urgent || self.admitted_bytes.load(Relaxed) > 0 {
                 rest_if_gentle();
             }
             noted.push((chunk.id, offset));
