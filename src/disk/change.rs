@@ -57,7 +57,8 @@ impl Change {
         self.tell(path, from, made)
     }
 
-    /// The same to what is called so in a directory. The whole path is made only for those who want it.
+    /// The same to what is called so in an open directory. The whole path is made only for those who want it.
+    #[cfg(unix)]
     pub fn make_in<T>(
         self,
         dir: &Path,

@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{DiskError, IoContext};
+use super::DiskError;
 
 /// What a look at a file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,19 +34,36 @@ impl From<&fs::Metadata> for Found {
 impl From<&rustix::fs::Stat> for Found {
     #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)] // The types differ between systems.
     fn from(found: &rustix::fs::Stat) -> Self {
-        use std::time::{Duration, UNIX_EPOCH};
-        let nanos = Duration::from_nanos(found.st_mtime_nsec as u64);
-        let (seconds, modified) = (found.st_mtime as i64, UNIX_EPOCH);
-        let modified = match u64::try_from(seconds) {
-            Ok(seconds) => modified.checked_add(Duration::from_secs(seconds)),
-            Err(_) => modified.checked_sub(Duration::from_secs(seconds.unsigned_abs())),
-        };
         Self {
             is_file: rustix::fs::FileType::from_raw_mode(found.st_mode as _).is_file(),
             size_bytes: found.st_size as u64,
-            modified: modified.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH),
+            modified: time(found.st_mtime as i64, found.st_mtime_nsec as u64),
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+impl From<&rustix::fs::Statx> for Found {
+    fn from(found: &rustix::fs::Statx) -> Self {
+        let modified = found.stx_mtime;
+        Self {
+            is_file: rustix::fs::FileType::from_raw_mode(found.stx_mode.into()).is_file(),
+            size_bytes: found.stx_size,
+            modified: time(modified.tv_sec, modified.tv_nsec.into()),
+        }
+    }
+}
+
+/// A time as the system tells it; one that cannot be expressed is as good as long ago.
+#[cfg(unix)]
+fn time(seconds: i64, nanos: u64) -> SystemTime {
+    use std::time::{Duration, UNIX_EPOCH};
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = match seconds {
+        0.. => UNIX_EPOCH.checked_add(whole),
+        _ => UNIX_EPOCH.checked_sub(whole),
+    };
+    time.and_then(|at| at.checked_add(Duration::from_nanos(nanos))).unwrap_or(UNIX_EPOCH)
 }
 
 /// Looks at what stands at `path`, and at no link's target, if the system can answer from memory; `None` if
@@ -54,11 +71,15 @@ impl From<&rustix::fs::Stat> for Found {
 pub fn look_at_once(path: &Path) -> Option<Found> {
     #[cfg(target_os = "linux")]
     {
-        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
+        use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // What is in memory by its name is so by its inode.
         let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
-        fstat(file).ok().as_ref().map(Found::from)
+        // What is in memory by its name is so by its inode; but a network disk would ask again.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::MTIME;
+        let found = statx(file, c"", flags, wanted).ok()?;
+        let has_all = found.stx_mask & wanted.bits() == wanted.bits();
+        has_all.then(|| Found::from(&found))
     }
     #[cfg(not(target_os = "linux"))]
     {
@@ -89,7 +110,10 @@ impl OpenDir {
             Ok(Self { path, dir })
         }
         #[cfg(not(unix))]
-        Ok(Self { path })
+        match fs::metadata(&path)?.is_dir() {
+            true => Ok(Self { path }),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        }
     }
 
     /// Looks at what stands under this name, and at no link's target.
@@ -118,18 +142,14 @@ impl OpenDir {
         None
     }
 
-    /// All names in it that are text.
-    ///
-    /// # Errors
-    /// If it cannot be listed.
-    pub fn names(&self) -> Result<Vec<String>, DiskError> {
-        let names = fs::read_dir(&self.path).and_then(|entries| {
-            entries
-                .map(|entry| entry.map(|entry| entry.file_name().into_string().ok()))
-                .filter_map(Result::transpose)
-                .collect()
-        });
-        names.on("list", &self.path)
+    /// All names in it that are text; `None` if it has more names than that, or cannot be listed.
+    pub fn names(&self, most: usize) -> Option<Vec<String>> {
+        let mut names = Vec::new();
+        for (number, entry) in fs::read_dir(&self.path).ok()?.enumerate() {
+            let name = entry.ok().filter(|_| number < most)?.file_name();
+            names.extend(name.into_string());
+        }
+        Some(names)
     }
 
     /// The directory's path.
@@ -189,7 +209,8 @@ mod tests {
         open.touch("a/file").unwrap();
         assert!(open.look("a/file").unwrap().modified.elapsed().unwrap() < Duration::from_secs(60));
         assert_eq!(open.touch("b").unwrap_err().source.kind(), io::ErrorKind::NotFound);
-        assert_eq!(open.names().unwrap(), ["a"]);
+        assert_eq!(open.names(1).unwrap(), ["a"]);
+        assert_eq!(open.names(0), None);
         assert!(OpenDir::open(file).is_err());
     }
 

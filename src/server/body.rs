@@ -171,27 +171,27 @@ pub(super) struct PieceReader {
     at_end: bool,
 }
 
-/// Reads a body as a whole that says its length, and counts the bytes as they come.
+/// Reads a body to its end, and counts the bytes as they come. Dropped before that, what was read is in `content`,
+/// and the rest still to come.
 pub(super) async fn read_whole(
     app: &App,
-    mut body: Body,
+    body: &mut Body,
+    content: &mut Vec<u8>,
     bytes: &mut u64,
-) -> Result<Vec<u8>, ApiError> {
-    let length = body.size_hint().exact().unwrap_or_default();
-    let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-    while let Some(piece) = next_piece(&mut body, app.options.body_timeout).await? {
+) -> Result<(), ApiError> {
+    while let Some(piece) = next_piece(body, app.options.body_timeout).await? {
         *bytes += piece.len() as u64;
         app.metrics.received_bytes.inc_by(piece.len() as u64);
         content.extend_from_slice(&piece);
     }
-    Ok(content)
+    Ok(())
 }
 
-/// Has a thread read a body of at most so many bytes, and counts them. If this future is dropped, because the
+/// Has a thread read a body of at most so many bytes, and counts them, but for those that have been read before. If this future is dropped, because the
 /// client is gone, the thread sees that the body has broken off.
 pub(super) async fn read_by_thread<T: Send + 'static>(
     app: &App,
-    mut body: Body,
+    (begun, mut body): (Bytes, Body),
     limit: u64,
     bytes: &mut u64,
     read: impl FnOnce(&mut PieceReader) -> T + Send + 'static,
@@ -214,6 +214,9 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
     let (idle, received_bytes) = (app.options.body_timeout, &app.metrics.received_bytes);
     let feeding = async move {
         let mut sender = PieceSender { sender: &sender, at_once, room: None };
+        if !begun.is_empty() {
+            sender.send(Piece::Data(begun)).await;
+        }
         while let Some(piece) = next_piece(&mut body, idle).await? {
             *bytes += piece.len() as u64;
             received_bytes.inc_by(piece.len() as u64);

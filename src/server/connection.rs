@@ -41,7 +41,7 @@ use super::{
 };
 
 /// What a connection reads at once, at most; no head can be longer. Of a body that comes faster than the
-/// disk takes it, some five of these are in memory: hyper's own buffer would be of 400 KiB.
+/// disk takes it, some five of these are in memory (of few bodies at once, a dozen): hyper's own buffer would be of 400 KiB.
 const MAX_BUFFER_BYTES: usize = 128 << 10;
 
 /// Begins with TLS where that is spoken, which must not take longer than the head of a request.

@@ -332,7 +332,7 @@ async fn chunks(
     let (store, from) = (app.store.clone(), sender.clone());
     let limit = MAX_CHUNKS_BYTES + CHUNK_HEAD_BYTES as u64;
     let take = move |body: &mut PieceReader| take_chunks(&store, &id, &from, body);
-    let result = read_by_thread(&app, body, limit, &mut 0, take).await;
+    let result = read_by_thread(&app, (bytes::Bytes::new(), body), limit, &mut 0, take).await;
     // A body that was whole, whatever was in it, came from somebody who is there.
     if !matches!(&result, Err(error) if error.is_about_the_line()) {
         watch.call_off();
@@ -456,7 +456,7 @@ async fn batch(
     let log = app.clone();
     let limit = BATCH.max_body_bytes;
     let read = move |body: &mut PieceReader| take_batch(&log, peer, &store, body);
-    let blobs = read_by_thread(&app, body, limit, &mut 0, read).await??;
+    let blobs = read_by_thread(&app, (bytes::Bytes::new(), body), limit, &mut 0, read).await??;
     Ok(Json(BatchAnswer { blobs }))
 }
 

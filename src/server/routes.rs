@@ -37,6 +37,9 @@ const SMALL_JSON_BYTES: u64 = 1 << 20;
 /// How long a JSON request may take to come in: a million files at 500 KB/s.
 const JSON_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// How long a create rests before it looks again for blobs that it has missed, and that seem to be there.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// Bytes as whole MiB, rounded up.
 pub(super) fn mib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
@@ -337,6 +340,7 @@ async fn make_checkout(
             // been taken over by another client.
             let (store, missing) = (app.store.clone(), missing.clone());
             if app.exec.blocking(move || store.any_known(&missing)).await? {
+                tokio::time::sleep(LOOK_AGAIN_AFTER).await;
                 continue;
             }
             return Ok(made?);

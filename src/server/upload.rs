@@ -1,5 +1,7 @@
 //! `POST files/{sha}/{size}`: one blob.
 
+use std::time::Duration;
+
 use axum::{
     Extension,
     body::Body,
@@ -7,7 +9,8 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use tokio::time::Instant;
+use bytes::Bytes;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     ApiError, App, Defer, Peer,
@@ -24,6 +27,9 @@ use crate::{
 
 /// Bodies up to this size are read as a whole before anything is done with them.
 const SMALL_BYTES: u64 = 64 << 10;
+
+/// If they come within this time. One that has been sent is there already.
+const SMALL_COMES_WITHIN: Duration = Duration::from_millis(50);
 
 /// Send a file
 ///
@@ -113,40 +119,65 @@ async fn receive(
         return Ok(UploadEnd::AlreadyStored);
     }
     // A client that waits for our word must not be kept waiting until it has sent everything.
-    if promised.is_some_and(|length| length <= SMALL_BYTES)
+    let is_small = promised.is_some_and(|length| length <= SMALL_BYTES);
+    if is_small
         && !headers.contains_key(header::EXPECT)
+        && let Ok(permit) = app.uploads.clone().try_acquire_owned()
         && let Some(claimed) = app.store.claim(id)
     {
-        return receive_small(app, id, claimed, body, bytes).await;
+        return receive_small(app, id, (claimed, permit), body, bytes).await;
     }
-    let ticket = match begin(app, id, may_defer(app, headers)).await? {
-        Ok(ticket) => ticket,
-        Err(end) => return Ok(end),
-    };
-    let store = move |body: &mut PieceReader| ticket.receive(body);
-    let received = read_by_thread(app, body, u64::MAX, bytes, store).await?;
-    let received = received.inspect_err(|error| app.metrics.not_received(error))?;
-    app.metrics.stored(id.size_bytes, received.synced);
-    Ok(UploadEnd::Stored)
+    match begin(app, id, may_defer(app, headers)).await? {
+        Ok(ticket) => receive_pieces(app, id, ticket, (Bytes::new(), body), bytes).await,
+        Err(end) => Ok(end),
+    }
 }
 
-/// All of a small body is there before a thread is asked to store it: waking one takes as long as that.
+/// All of a small body is there before a thread is asked to store it: waking one takes as long as that. If it
+/// does not come at once, it is received like any other: nothing is claimed for long that may be stored already.
 async fn receive_small(
     app: &App,
     id: BlobId,
-    claimed: Claimed,
-    body: Body,
+    (claimed, permit): (Claimed, OwnedSemaphorePermit),
+    mut body: Body,
     bytes: &mut u64,
 ) -> Result<UploadEnd, ApiError> {
-    let permit = app.uploads.clone().acquire_owned().await.expect("BUG: never closed");
-    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
-    let content = read_whole(app, body, bytes).await?;
+    let in_flight = Counted::new(&app.metrics.uploads_in_flight);
+    let mut content = Vec::with_capacity(usize::try_from(id.size_bytes).unwrap_or_default());
+    let read = read_whole(app, &mut body, &mut content, bytes);
+    match tokio::time::timeout(SMALL_COMES_WITHIN, read).await {
+        Ok(read) => read?,
+        Err(_) => {
+            drop((permit, in_flight));
+            return match app.exec.blocking(move || claimed.begin(0)).await? {
+                Begin::Receive(ticket) => {
+                    receive_pieces(app, id, ticket, (content.into(), body), bytes).await
+                }
+                _ => Ok(UploadEnd::AlreadyStored),
+            };
+        }
+    }
     let received = app.exec.blocking(move || {
         let _permit = permit;
         claimed.receive(&content)
     });
     let received = received.await.inspect_err(|error| app.metrics.not_received(error))?;
     let Some(received) = received else { return Ok(UploadEnd::AlreadyStored) };
+    app.metrics.stored(id.size_bytes, received.synced);
+    Ok(UploadEnd::Stored)
+}
+
+/// Has a thread store a body, of which something has been read, as it comes.
+async fn receive_pieces(
+    app: &App,
+    id: BlobId,
+    ticket: Ticket,
+    body: (Bytes, Body),
+    bytes: &mut u64,
+) -> Result<UploadEnd, ApiError> {
+    let store = move |body: &mut PieceReader| ticket.receive(body);
+    let received = read_by_thread(app, body, u64::MAX, bytes, store).await?;
+    let received = received.inspect_err(|error| app.metrics.not_received(error))?;
     app.metrics.stored(id.size_bytes, received.synced);
     Ok(UploadEnd::Stored)
 }

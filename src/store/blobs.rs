@@ -58,8 +58,11 @@ impl Ticket {
 pub struct Claimed(Ticket);
 
 impl Claimed {
-    /// Looks whether there is something to receive, and room for it, of which so much is filled.
-    fn begin(self, written_bytes: u64) -> Result<Begin, DiskError> {
+    /// Looks whether there is something to receive, and room for it, of which so much has been written.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin(self, written_bytes: u64) -> Result<Begin, DiskError> {
         let Self(mut ticket) = self;
         ticket.wrote(written_bytes);
         let (store, id) = (&ticket.store, &ticket.id);

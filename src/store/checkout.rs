@@ -162,12 +162,19 @@ impl Store {
             |folder| {
                 let path = folder.below(dir);
                 let open = OpenDir::open(path.clone()).on("open", &path)?;
-                let mut links = Links::new(name, folder.path);
-                folder.runs.iter().copied().flatten().try_for_each(|entry| {
+                let make = |entry: &Entry, links: &mut Links| {
                     let blob = || self.layout.blob(&entry.blob).1;
                     let at = (&open, entry.path.split().1);
                     materialize::make(mode, || links.to(&entry.blob), blob, at).map_err(bad_name)
-                })
+                };
+                let links = || Links::new(name, folder.path);
+                if materialize::has_content(mode) {
+                    // What takes time is the content, not the name.
+                    let entries = folder.runs.par_iter().flat_map(|run| run.par_iter());
+                    return entries.try_for_each_init(links, |links, entry| make(entry, links));
+                }
+                let mut links = links();
+                folder.runs.iter().copied().flatten().try_for_each(|entry| make(entry, &mut links))
             },
         )?;
         if materialize::has_content(mode) && self.options.durability == Durability::Full {

@@ -453,12 +453,12 @@ impl Store {
             if !is_urgent || self.admitted_bytes.load(Relaxed) > 0 {
                 rest_if_gentle();
             }
+            if work.is_stopped() {
+                return Ok(());
+            }
             noted.push((chunk.id, offset));
             offset += u64::from(chunk.size_bytes);
             if noted.len() >= AT_ONCE {
-                if work.is_stopped() {
-                    return Ok(());
-                }
                 tables.add(number, &mut noted)?;
             }
         }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// From so many blobs on, the work is shared between cores.
-const MANY: usize = 256;
+const MANY: usize = 32;
 
 /// From so many blobs of one directory on, it is opened. Opening and closing costs as much as two looks.
 const OPEN_FROM: usize = 4;
@@ -39,7 +39,7 @@ fn rest(id: &BlobId) -> Rest {
 
 /// Whether to list a directory of so many names, rather than to go on looking for so many blobs.
 fn is_listing_worth_it(vain_looks: usize, left: usize, names: u64) -> bool {
-    vain_looks >= VAIN_LOOKS && names <= NAMES_PER_LOOK * left as u64
+    vain_looks >= VAIN_LOOKS && names <= NAMES_PER_LOOK.saturating_mul(left as u64)
 }
 
 impl Store {
@@ -154,14 +154,13 @@ impl<'a> Looks<'a> {
         }
         self.vain_looks += 1;
         if self.listed.is_none() && self.vain_looks >= VAIN_LOOKS {
-            let names = *self
-                .names_count
-                .get_or_insert_with(|| dir.directories().unwrap_or(u64::MAX / NAMES_PER_LOOK));
+            let unknown = u64::MAX;
+            let names =
+                *self.names_count.get_or_insert_with(|| dir.directories().unwrap_or(unknown));
             if is_listing_worth_it(self.vain_looks, left, names) {
-                let mut listed: Vec<Rest> =
-                    dir.names()?.iter().filter_map(|name| decode_lower(name)).collect();
-                listed.sort_unstable();
-                self.listed = Some(listed);
+                self.listed = listed(dir, NAMES_PER_LOOK as usize * left);
+                // What cannot be listed, or has more names than it said, is not tried again.
+                self.names_count = Some(unknown);
             }
         }
         Ok(None)
@@ -173,6 +172,17 @@ impl<'a> Looks<'a> {
         set_name(&mut self.name, id);
         self.store.touch_if_there(|| dir.touch(&self.name))
     }
+}
+
+/// Which blobs have a directory in this one, sorted, if it has no more names than that. Nothing is known either if
+/// there are names in another spelling: a file system that takes it for the same would find them.
+fn listed(dir: &OpenDir, most: usize) -> Option<Vec<Rest>> {
+    let names = dir.names(most)?;
+    let is_like_a_blob = |name: &&String| name.len() == 2 * size_of::<Rest>();
+    let listed = names.iter().filter(is_like_a_blob).map(|name| decode_lower(name));
+    let mut listed = listed.collect::<Option<Vec<Rest>>>()?;
+    listed.sort_unstable();
+    Some(listed)
 }
 
 /// How a blob's file is called from the directory on that it shares with others.

@@ -73,7 +73,7 @@ fn assert_counted(before: &Scrape, after: &Scrape, expected: &[(&str, u32)]) {
 #[test]
 fn uploads_are_counted_by_how_they_end() {
     let server = TestServer::start();
-    let (one, other, third) = (random(1000), random(2000), random(400_000));
+    let (one, other, third) = (random(1000), random(2000), random(4000));
     let path = format!("/api/v3/shaman/files/{}", address(&third));
     let before = scrape(&server);
     for outcome in ["stored", "already_stored", "absorbed", "deferred", "failed"] {
@@ -101,10 +101,10 @@ fn uploads_are_counted_by_how_they_end() {
     let so_far = received(&scrape(&server));
     let mut broken = server.connect();
     broken.half_upload(&third, "");
-    until(|| received(&scrape(&server)) == so_far + 200_000.0);
+    until(|| received(&scrape(&server)) == so_far + 2000.0);
     let now = scrape(&server);
     assert_eq!(now["farmhand_uploads_in_flight"], 1.0);
-    until(|| scrape(&server)["farmhand_storage_promised_bytes"] == 200_000.0);
+    until(|| scrape(&server)["farmhand_storage_promised_bytes"] == 2000.0);
     std::thread::scope(|scope| {
         let held = scope.spawn(|| server.upload(&third).status);
         waiting(1.0);
@@ -161,8 +161,8 @@ fn uploads_are_counted_by_how_they_end() {
             ("uploads_held_total{end=\"took_over\"}", 1),
             ("verify_failures_total{reason=\"size\"}", 1),
             ("verify_failures_total{reason=\"digest\"}", 1),
-            ("received_bytes_total", 1000 + 2000 + 200_000 + 400_000 + 500),
-            ("stored_bytes_total", 1000 + 2000 + 400_000),
+            ("received_bytes_total", 1000 + 2000 + 2000 + 4000 + 500),
+            ("stored_bytes_total", 1000 + 2000 + 4000),
             ("upload_sync_seconds_count", 3),
         ],
     );

@@ -300,17 +300,35 @@ fn a_held_upload_does_not_wait_for_ever() {
 
 #[test]
 fn whether_to_defer_can_be_configured() {
-    // The one that was slow finds that the other one, sent beside it, has been stored.
-    for (defer, addon_status, status) in [(Defer::Always, 425, 204), (Defer::Never, 204, 208)] {
-        let hold = Duration::from_millis(50);
+    for (defer, addon_status) in [(Defer::Always, 425), (Defer::Never, 204)] {
+        let hold = Duration::from_millis(500);
         let server = TestServer::with(Options { defer, hold, ..Options::default() });
         let content = random(1000);
         let mut first = server.connect();
         first.half_upload(&content, "");
         server.until_status(&content, "uploading");
         assert_eq!(server.connect().upload(&content, ADDON).status, addon_status);
-        assert_eq!(first.other_half(&content).status, status);
+        assert_eq!(first.other_half(&content).status, 204);
     }
+}
+
+/// A client that sends slowly what nobody has needed for long, so that it must be looked for.
+#[test]
+fn what_is_stored_stays_so_while_somebody_sends_it_again() {
+    let server = TestServer::start();
+    let content = random(1000);
+    assert_eq!(server.upload(&content).status, 204);
+    let (sha, size) = (sha(&content), content.len());
+    let blob = format!("file-store/stored/{}/{}/{size}.blob", &sha[..2], &sha[2..]);
+    let blob = fs::File::open(server.storage().join(blob)).unwrap();
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(100_000);
+    blob.set_modified(long_ago).unwrap();
+
+    let mut slow = server.connect();
+    slow.half_upload(&content, "");
+    server.until_status(&content, "stored");
+    assert_eq!(slow.answer().status, 208, "before it has sent the rest");
+    assert!(blob.metadata().unwrap().modified().unwrap() > long_ago, "it is needed now");
 }
 
 #[test]
