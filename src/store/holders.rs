@@ -77,7 +77,14 @@ impl Store {
             return Ok(());
         }
         let mut dirs = Vec::new();
-        for entry in fs::read_dir(dir).on("list", dir)? {
+        let entries = match fs::read_dir(dir) {
+            // Erased meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_empty() => {
+                return Ok(());
+            }
+            entries => entries.on("list", dir)?,
+        };
+        for entry in entries {
             let entry = entry.on("list", dir)?;
             let name = entry.file_name();
             if entry.file_type().on("look at", &entry.path())?.is_dir() {
@@ -89,7 +96,10 @@ impl Store {
                 }
             } else if !path.is_empty() {
                 // Only checkouts have anything but directories in them.
-                let files = self.contents(dir)?.len() as u64;
+                let files = match self.contents(dir) {
+                    Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    contents => contents?.len() as u64,
+                };
                 let path = path.to_owned();
                 found.push(CheckoutInfo {
                     path,
@@ -535,5 +545,25 @@ impl Holders {
             }
         }
         self.all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Options;
+
+    #[test]
+    fn what_is_erased_while_checkouts_are_listed_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).unwrap();
+        let (jobs, mut found) = (store.layout.jobs(), Vec::new());
+        store
+            .find_checkouts(&jobs.join("shots"), "shots", &mut HashMap::new(), &mut found)
+            .unwrap();
+        assert!(found.is_empty());
+        // That there is no place for checkouts at all is another matter.
+        fs::remove_dir_all(&jobs).unwrap();
+        assert!(store.checkouts().is_err());
     }
 }
