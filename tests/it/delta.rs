@@ -480,11 +480,14 @@ fn a_file_that_changes_while_it_is_sent_in_pieces_is_sent_as_it_is() {
     let path = dir.path().join("scene.blend");
     let changed = random(40 << 20);
     let line = Arc::new(agent::Line::new("60MiB/s".parse().unwrap()));
-    let options = agent::Options { line, ..agent::Options::default() };
+    let options = agent::Options { line: line.clone(), ..agent::Options::default() };
     let report = thread::scope(|scope| {
         let syncing = scope.spawn(|| client.sync_with(scan, options));
         until(|| proxy.sent() > 5 * MIB);
+        // However long the disk takes for it, not all is sent before.
+        let hold = line.hold();
         fs::write(&path, &changed).unwrap();
+        drop(hold);
         syncing.join().unwrap().unwrap()
     });
     assert_eq!(server.status(&changed), "stored");
