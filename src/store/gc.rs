@@ -392,6 +392,33 @@ fn changed(found: &fs::Metadata) -> io::Result<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        domain::{CheckoutPath, Manifest},
+        store::{Durability, Options},
+    };
+
+    /// It has no name any more, but a record yet.
+    #[test]
+    fn a_checkout_that_is_being_erased_is_no_missing_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { durability: Durability::Relaxed, ..Options::default() };
+        let store = Store::open(dir.path(), options).unwrap();
+        let name: CheckoutPath = "shot".parse().unwrap();
+        std::thread::scope(|scope| {
+            let erasing = scope.spawn(|| {
+                for _ in 0..500 {
+                    store.checkout(&name, &Manifest::default()).unwrap();
+                    store.erase(&name).unwrap();
+                }
+            });
+            while !erasing.is_finished() {
+                store.require_checkouts().unwrap();
+            }
+        });
+        store.checkout(&name, &Manifest::default()).unwrap();
+        fs::remove_dir(store.layout.checkout(&name)).unwrap();
+        assert!(matches!(store.require_checkouts(), Err(GcError::NoCheckouts { known: 1, .. })));
+    }
 
     #[test]
     fn young_is_what_was_needed_within_the_age_or_will_be() {

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::Digest,
-        store::{Begin, Options},
+        store::{Begin, Durability, Options},
     };
 
     #[test]
@@ -258,7 +258,8 @@ mod tests {
             unsynced in prop::collection::vec((0u8..3, 0u8..120, 0u8..3), 0..4),
         ) {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), Options::default()).unwrap();
+            let options = Options { durability: Durability::Relaxed, ..Options::default() };
+            let store = Store::open(dir.path(), options).unwrap();
             let file = |id: &BlobId| store.layout.blob(id).1;
             stored.iter().map(|&id| blob(id)).for_each(|id| put(&file(&id), id.size_bytes as usize));
             short.iter().map(|&id| blob(id)).for_each(|id| put(&file(&id), 7));
@@ -293,6 +294,19 @@ mod tests {
             assert!(is_recent(&found, SystemTime::now()));
         }
         assert!(matches!(store.begin(ids[0]), Ok(Begin::Stored)));
+    }
+
+    #[test]
+    fn a_list_that_may_not_be_all_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        let (one, other) = ("ab".repeat(31), "CD".repeat(31));
+        fs::create_dir(dir.path().join(&one)).unwrap();
+        fs::create_dir(dir.path().join("no blob")).unwrap();
+        assert_eq!(listed(&open, 2), Some(vec![[0xab; 31]]));
+        assert_eq!(listed(&open, 1), None, "there are more");
+        fs::create_dir(dir.path().join(other)).unwrap();
+        assert_eq!(listed(&open, 3), None, "some file systems find it in lower case, too");
     }
 
     #[cfg(unix)]

@@ -169,8 +169,6 @@ pub struct Store {
     collecting: Mutex<()>,
     /// How many threads do nothing but hash what others write.
     hashing: Arc<AtomicUsize>,
-    /// Of this process: names of files begin with it. Each is asked for only once.
-    process: u32,
     scrubbing: Mutex<()>,
     lock: Mutex<Lock>,
     _dir_lock: Option<std::fs::File>,
@@ -212,7 +210,6 @@ impl Store {
             counts: tally::Counts::default(),
             collecting: Mutex::default(),
             hashing: Arc::default(),
-            process: std::process::id(),
             scrubbing: Mutex::default(),
             lock: lock.into(),
             _dir_lock: dir_lock,

@@ -75,7 +75,7 @@ impl Ticket {
 
         let expected_bytes = self.id.size_bytes;
         let mut received_bytes = 0;
-        let mut hasher = self.store.hasher(expected_bytes);
+        let mut hasher = Hasher::new(expected_bytes, &self.store.hashing);
         for piece in body {
             let piece = piece.map_err(|source| ReceiveError::Body { received_bytes, source })?;
             let count = piece.len() as u64;
@@ -204,16 +204,11 @@ impl Ticket {
 }
 
 impl Store {
-    /// What hashes the content of a blob of this size while it is written.
-    fn hasher(&self, size_bytes: u64) -> Hasher {
-        Hasher::new(size_bytes, &self.hashing)
-    }
-
     /// A file for a blob that comes in one go.
     pub(super) fn temp_file(&self) -> Result<TempFile, DiskError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}{}", self.process, Layout::TEMP_SUFFIX);
+        let name = format!("{}-{number}{}", std::process::id(), Layout::TEMP_SUFFIX);
         TempFile::create(self.layout.uploading().join(name))
     }
 

@@ -19,6 +19,17 @@ pub const SLACK: f64 = 0.05;
 /// worth while only for many may be done only then.
 pub const GROWTH: f64 = 1.6;
 
+/// What one of many takes, whatever becomes of all of them.
+const IN_A_BATCH: &[(&str, f64)] = &[
+    ("close", 1.0),
+    ("mkdir", 1.0),
+    ("open", 1.0),
+    ("rename", 1.0),
+    ("stat", 3.0),
+    ("statfs", 1.0),
+    ("write", 1.0),
+];
+
 /// System calls. There is a directory for each hundred files. To open a file by what the system has in memory, look at
 /// it and close it is cheaper than to wake a thread that may wait for the disk; for a new upload, that is in vain. Many blobs are
 /// looked at from open directories, of which there are 256.
@@ -52,32 +63,8 @@ pub const CALLS: &[Limit] = &[
         needs: &["write"],
     },
     // The whole batch is synced as one.
-    Limit {
-        unit: "upload in a batch, full durability",
-        most: &[
-            ("close", 1.0),
-            ("mkdir", 1.0),
-            ("open", 1.0),
-            ("rename", 1.0),
-            ("stat", 3.0),
-            ("statfs", 1.0),
-            ("write", 1.0),
-        ],
-        needs: &["write"],
-    },
-    Limit {
-        unit: "upload in a batch, relaxed",
-        most: &[
-            ("close", 1.0),
-            ("mkdir", 1.0),
-            ("open", 1.0),
-            ("rename", 1.0),
-            ("stat", 3.0),
-            ("statfs", 1.0),
-            ("write", 1.0),
-        ],
-        needs: &["write"],
-    },
+    Limit { unit: "upload in a batch, full durability", most: IN_A_BATCH, needs: &["write"] },
+    Limit { unit: "upload in a batch, relaxed", most: IN_A_BATCH, needs: &["write"] },
     Limit {
         unit: "upload of what is stored",
         most: &[("close", 1.0), ("open", 1.0), ("stat", 1.0)],

@@ -8,7 +8,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
 };
 
 use nix::{
@@ -149,21 +148,26 @@ impl Traced {
         Counts(std::mem::take(&mut self.counted))
     }
 
-    /// After an answer there may be something left to do: files to close, for the most part.
+    /// After an answer there may be something left to do: files to close, for the most part. It is done when all
+    /// threads wait, and none of them for us.
     fn until_silent(&mut self) {
-        let mut silent = 0;
-        while silent < 10 {
+        loop {
             match wait(WaitPidFlag::WNOHANG).unwrap() {
-                WaitStatus::StillAlive => {
-                    silent += 1;
-                    thread::sleep(Duration::from_millis(1));
-                }
-                stop => {
-                    silent = 0;
-                    self.go_on(stop);
-                }
+                WaitStatus::StillAlive if self.all_threads_sleep() => return,
+                WaitStatus::StillAlive => thread::yield_now(),
+                stop => drop(self.go_on(stop)),
             }
         }
+    }
+
+    /// Whether none runs, waits for a disk, or is stopped.
+    fn all_threads_sleep(&self) -> bool {
+        fs::read_dir(format!("/proc/{}/task", self.leader)).unwrap().all(|thread| {
+            // One that has ended since does nothing, either.
+            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+            // The name before it, in brackets, may hold anything.
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('S'))
+        })
     }
 
     fn until_it_ends(&mut self) -> WaitStatus {

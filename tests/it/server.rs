@@ -41,18 +41,23 @@ fn a_blob_goes_from_unknown_to_stored() {
 #[test]
 fn what_is_not_what_its_name_says_is_not_stored() {
     let server = TestServer::start();
-    let content = random(100_000);
-    let path = format!("/api/v3/shaman/files/{}", address(&content));
-    let mut wrong = content.clone();
-    wrong[50_000] ^= 1;
-    server.connect().post(&path, "", &wrong).is_error(417, "hash the file again");
-    server.connect().post(&path, "", &content[1..]).is_error(417, "Content-Length 99999");
-    server
-        .connect()
-        .post(&path, "", &[&content[..], b"x"].concat())
-        .is_error(417, "Content-Length 100001");
-    assert_eq!(server.status(&content), "unknown");
-    assert_eq!(server.temp_files(), 0);
+    // Read as a whole, as it comes, and hashed on a thread of its own.
+    for size in [1000, 100_000, 5_000_000] {
+        let content = random(size);
+        let path = format!("/api/v3/shaman/files/{}", address(&content));
+        let mut wrong = content.clone();
+        wrong[size / 2] ^= 1;
+        let refused = |body: &[u8], reason: &str| {
+            server.connect().post(&path, "", body).is_error(417, reason);
+        };
+        refused(&wrong, "hash the file again");
+        refused(&content[1..], &format!("Content-Length {}", size - 1));
+        refused(&[&content[..], b"x"].concat(), &format!("Content-Length {}", size + 1));
+        assert_eq!(server.status(&content), "unknown");
+        assert_eq!(server.temp_files(), 0);
+        assert_eq!(server.upload(&content).status, 204);
+        assert_eq!(fs::read(server.blob(&content)).unwrap(), content);
+    }
 }
 
 #[test]
@@ -318,9 +323,7 @@ fn what_is_stored_stays_so_while_somebody_sends_it_again() {
     let server = TestServer::start();
     let content = random(1000);
     assert_eq!(server.upload(&content).status, 204);
-    let (sha, size) = (sha(&content), content.len());
-    let blob = format!("file-store/stored/{}/{}/{size}.blob", &sha[..2], &sha[2..]);
-    let blob = fs::File::open(server.storage().join(blob)).unwrap();
+    let blob = fs::File::open(server.blob(&content)).unwrap();
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(100_000);
     blob.set_modified(long_ago).unwrap();
 
