@@ -99,7 +99,7 @@ fn all_jobs(bench: &Bench, input: &Input) -> Vec<Took> {
         settle(&bench.dir);
         all.push(Took { job, program, is_floor, wall_s: run().wall_s });
     };
-    let ask = |request: &[u8]| one_request(bench, (Subject::Full, &storage), request).0;
+    let ask = |request: &[u8]| one_request(bench, (Subject::Full, &storage), request, 0).0;
 
     for (job, body) in
         [("requirements, known", &input.known), ("requirements, unknown", &input.unknown)]

@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use farmhand::wire::SHAMAN;
@@ -93,16 +93,35 @@ impl Server {
         self.child.as_ref().map(|child| peak_bytes(child.id()).expect("the server has ended"))
     }
 
+    /// Waits until the server has done what it does after its start, like counting what is stored: for a while it
+    /// takes no CPU time any more. One that runs already is taken to be there.
+    pub fn at_rest(self) -> Self {
+        const WHILE: Duration = Duration::from_millis(200);
+        const AT_MOST: Duration = Duration::from_secs(600);
+        let start = Instant::now();
+        let mut before = self.cpu_s();
+        while before.is_some() {
+            thread::sleep(WHILE);
+            let now = self.cpu_s();
+            if now == before {
+                break;
+            }
+            assert!(start.elapsed() < AT_MOST, "the server does not come to rest");
+            before = now;
+        }
+        self
+    }
+
     /// The CPU time since a figure of before.
     pub fn cpu_s_since(&self, before: Option<f64>) -> Option<f64> {
         Some(self.cpu_s()? - before?)
     }
 
-    /// Measures this server, from its start to its end, while `work` keeps it busy; that returns
-    /// how many seconds of it count.
-    pub fn measure(self, work: impl FnOnce(&Self) -> f64) -> Sample {
+    /// Measures this server while `work` keeps it busy; that returns how many seconds of it count. Memory
+    /// counts from its start.
+    pub fn measure(&self, work: impl FnOnce(&Self) -> f64) -> Sample {
         let (before, generator_cpu_s) = (self.cpu_s(), own_cpu_s());
-        let wall_s = work(&self);
+        let wall_s = work(self);
         Sample {
             wall_s,
             cpu_s: self.cpu_s_since(before),

@@ -261,11 +261,12 @@ impl Bench {
 
     /// Starts it over this storage, if it is ours to start.
     pub fn serve(&self, subject: Subject, storage: &Path) -> Server {
-        match (&self.running, subject) {
+        let server = match (&self.running, subject) {
             (Some(address), Subject::AtUrl) => Server::running(address),
             (_, Subject::Relaxed) => Server::farmhand_with(&self.dir, storage, "relaxed"),
             _ => Server::farmhand(&self.dir, storage),
-        }
+        };
+        server.at_rest()
     }
 
     /// A storage that has these blobs. A server that runs already is sent them.

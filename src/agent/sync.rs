@@ -230,6 +230,7 @@ pub async fn sync(
             client: client.clone(),
             root: scan.root.clone(),
             exec: exec.clone(),
+            buffers: upload::Buffers::default(),
             progress: progress.clone(),
             options: options.clone(),
             sent_bytes: AtomicU64::new(0),

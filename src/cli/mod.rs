@@ -152,8 +152,10 @@ pub fn main() -> ExitCode {
     let is_server = matches!(cli.command, Command::Serve(_) | Command::Watch(_));
     let logs = logging::init(log_format, cli.global.verbose, cli.global.quiet, is_server);
     let context = Context { settings, json: cli.global.json, logs };
-    if let Command::Watch(_) = cli.command {
-        memory::share_between_threads();
+    match cli.command {
+        Command::Watch(_) => memory::share_between_threads(),
+        Command::Serve(_) => memory::give_back_what_is_large(),
+        _ => {}
     }
     let result = match cli.command {
         Command::Checkout(command) => block_on(command.run(&context)),

@@ -3,7 +3,7 @@
 //! Blobs are looked at directory by directory, by names from the open directory on: most of a look by path is
 //! the way. Where most blobs of a directory are unknown, listing it costs less than looking for each in vain.
 
-use std::{fmt::Write, io, time::SystemTime};
+use std::{collections::HashSet, fmt::Write, io, time::SystemTime};
 
 use rayon::prelude::*;
 
@@ -42,6 +42,26 @@ fn is_listing_worth_it(vain_looks: usize, left: usize, names: u64) -> bool {
     vain_looks >= VAIN_LOOKS && names <= NAMES_PER_LOOK.saturating_mul(left as u64)
 }
 
+/// Keeps of equal blobs the first. Places are given in their order, and stay in it.
+fn keep_first(ids: &[BlobId], places: &mut Vec<usize>) {
+    // A piece of each digest, to be compared without going where the blob is; those that are equal in it are together.
+    let key = |&place: &usize| {
+        let (piece, _) = ids[place].digest.as_bytes()[1..].split_first_chunk()?;
+        Some((u64::from_ne_bytes(*piece), place))
+    };
+    let mut keys: Vec<(u64, usize)> = places.iter().filter_map(key).collect();
+    keys.sort_unstable();
+    let mut repeated = Vec::new();
+    for like in keys.chunk_by(|one, other| one.0 == other.0).filter(|like| like.len() > 1) {
+        let mut seen = HashSet::with_capacity(like.len());
+        repeated.extend(like.iter().filter(|(_, place)| !seen.insert(&ids[*place])));
+    }
+    if !repeated.is_empty() {
+        let repeated: HashSet<usize> = repeated.into_iter().map(|(_, place)| place).collect();
+        places.retain(|place| !repeated.contains(place));
+    }
+}
+
 impl Store {
     /// Which of these blobs must still be sent: each once, by its first place in the list. Those
     /// that are stored count as needed now.
@@ -55,9 +75,7 @@ impl Store {
         }
         let now = SystemTime::now();
         let lacking = |(prefix, mut places): (usize, Vec<usize>)| {
-            // Equal ones side by side, the first place first.
-            places.sort_unstable_by_key(|&place| (ids[place], place));
-            places.dedup_by_key(|place| ids[*place]);
+            keep_first(ids, &mut places);
             self.lacking(prefix as u8, ids, &places, now)
         };
         let mut lacking: Vec<(usize, BlobStatus)> = if ids.len() < MANY {
@@ -71,7 +89,7 @@ impl Store {
         Ok(lacking)
     }
 
-    /// The same for distinct blobs at these places of the list, in order, whose digests all begin with this byte.
+    /// The same for distinct blobs at these places of the list, whose digests all begin with this byte.
     fn lacking(
         &self,
         prefix: u8,

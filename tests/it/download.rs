@@ -267,12 +267,7 @@ fn a_download_takes_little_memory() {
     let server = ServerProcess::start(home.path(), &home.path().join("storage"), &[]);
     let content = vec![9; 64 << 20];
     assert_eq!(server.connect().upload(&content, "").status, 204);
-    let peak = || -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
-    };
-    let before = peak();
+    let before = server.peak_bytes();
     let mut connections: Vec<_> = (0..16).map(|_| server.connect()).collect();
     for connection in &mut connections {
         ask(connection, &path(&content), "");
@@ -281,7 +276,7 @@ fn a_download_takes_little_memory() {
     let mut last = server.connect();
     ask(&mut last, &path(&content), "");
     assert!(last.answer().body == content);
-    let grown = peak() - before;
+    let grown = server.peak_bytes() - before;
     assert!(grown < 24 << 20, "{} MiB for 17 downloads", grown >> 20);
 }
 

@@ -619,3 +619,30 @@ fn trouble_with_the_disk_is_not_called_unknown() {
     server.post_json("checkout/create", &body).is_error(500, "cannot look at");
     server.alive();
 }
+
+/// What the allocator does with what is free is set for the one of glibc.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn many_long_requests_take_the_memory_of_one() {
+    let home = tempfile::tempdir().unwrap();
+    let server = ServerProcess::start(home.path(), &home.path().join("storage"), &[]);
+    let file = |number: u32| json!({ "sha": format!("{number:064x}"), "size": 1, "path": format!("a/long/way/to/{number}") });
+    let files: Vec<_> = (0..50_000).map(file).collect();
+    let body = json!({ "files": files }).to_string();
+    let ask = || {
+        let mut connection = server.connect();
+        connection.send(&post_head(
+            "/api/v3/shaman/checkout/requirements",
+            "Content-Type: application/json\r\n",
+            body.len() as u64,
+        ));
+        connection.send(body.as_bytes());
+        assert_eq!(connection.answer().status, 200);
+    };
+    let before = server.peak_bytes();
+    ask();
+    let one = server.peak_bytes() - before;
+    (0..12).for_each(|_| ask());
+    let all = server.peak_bytes() - before;
+    assert!(all < one + one / 2, "{} KiB for one, {} for all", one >> 10, all >> 10);
+}

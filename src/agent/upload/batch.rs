@@ -24,12 +24,12 @@ pub(super) async fn send_batch(
     let name = format!("{} small files", blobs.len());
     let upload = job.options.line.begin(&name, total_bytes).await;
     let compresses = job.chooser().compresses(job.options.line.rate());
-    let root = job.root.clone();
+    let (root, buffers) = (job.root.clone(), job.buffers.clone());
     let read = move || {
         let mut packer = Packer::new(compresses).ok();
         let (mut body, mut there, mut told) = (Vec::new(), Vec::new(), Vec::new());
         for (id, file) in blobs {
-            match read_whole(root.join(file.path.as_str()), &file.fingerprint) {
+            match read_whole(root.join(file.path.as_str()), &file.fingerprint, &buffers) {
                 Ok(content) => {
                     let packed = packer.as_mut().and_then(|packer| packer.pack(&content));
                     let name = file.path.as_str();

@@ -1,6 +1,7 @@
 //! Sends what the server lacks: a pure plan, and the runner that acts on it.
 
 mod batch;
+mod buffers;
 mod line;
 mod pace;
 mod pack;
@@ -14,6 +15,7 @@ mod throttle;
 mod timetable;
 mod way;
 
+pub(super) use buffers::Buffers;
 pub use line::{Hold, Line, UploadNow};
 pub(super) use run::{Job, Tally, run};
 pub use timetable::{BadLimit, Limit, Timetable};

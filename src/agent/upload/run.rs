@@ -13,6 +13,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     batch::send_batch,
+    buffers::Buffers,
     pace::WINDOW,
     plan::{Outcome, Patience, Plan, Step},
     send::{Sent, send},
@@ -34,6 +35,7 @@ pub(in crate::agent) struct Job {
     /// The folder that the files are in.
     pub root: PathBuf,
     pub exec: Exec,
+    pub buffers: Buffers,
     pub progress: Arc<Progress>,
     pub options: Options,
     /// What was given to connections so far, but for heads of requests.

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     fs::File,
-    io::{self, Read},
+    io,
     path::PathBuf,
     sync::{
         Arc,
@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{line::Upload, pieces, run::Job, way::Mode};
+use super::{buffers::Buffers, line::Upload, pieces, run::Job, way::Mode};
 use crate::{
     client::{ClientError, UploadBody, UploadOutcome},
     disk::Fingerprint,
@@ -72,18 +72,18 @@ pub(super) async fn send(
     };
     let (start, sent_before) = (Instant::now(), job.sent_bytes.load(Relaxed));
     let (outcome, unchanged) = if id.size_bytes <= PIECE_BYTES as u64 {
-        let Ok(content) = job.exec.blocking(move || read_whole(path, &fingerprint)).await else {
-            return Ok(Sent::Changed);
-        };
+        let buffers = job.buffers.clone();
+        let read = job.exec.blocking(move || read_whole(path, &fingerprint, &buffers));
+        let Ok(content) = read.await else { return Ok(Sent::Changed) };
         upload.pass(id.size_bytes).await;
         job.sent_bytes.fetch_add(id.size_bytes, Relaxed);
         let body = UploadBody::Whole(content);
         (job.client.upload(&id, source.path.as_str(), may_defer, body).await?, None)
     } else {
         let (pieces, read) = mpsc::channel(PIECES_AHEAD);
-        let exec = job.exec.clone();
+        let (exec, buffers) = (job.exec.clone(), job.buffers.clone());
         let reading = tokio::spawn(async move {
-            exec.blocking(move || read_pieces(path, &fingerprint, &pieces)).await
+            exec.blocking(move || read_pieces(path, &fingerprint, &buffers, &pieces)).await
         });
         // One at a time: what is in there can no longer be held back.
         let (out, body) = mpsc::channel(1);
@@ -216,31 +216,35 @@ pub(super) fn check(file: &File, expected: &Fingerprint) -> Result<(), ReadError
     if Fingerprint::of(&file.metadata()?) == *expected { Ok(()) } else { Err(ReadError::Changed) }
 }
 
-pub(super) fn read_whole(path: PathBuf, expected: &Fingerprint) -> Result<Bytes, ReadError> {
+pub(super) fn read_whole(
+    path: PathBuf,
+    expected: &Fingerprint,
+    buffers: &Buffers,
+) -> Result<Bytes, ReadError> {
     let mut file = open(path, expected)?;
-    let mut content =
-        vec![0; usize::try_from(expected.size_bytes).map_err(|_| ReadError::Changed)?];
-    file.read_exact(&mut content)?;
+    let length = usize::try_from(expected.size_bytes).map_err(|_| ReadError::Changed)?;
+    let content = buffers.read(&mut file, length)?;
     check(&file, expected)?;
-    Ok(content.into())
+    Ok(content)
 }
 
 fn read_pieces(
     path: PathBuf,
     expected: &Fingerprint,
+    buffers: &Buffers,
     pieces: &mpsc::Sender<io::Result<Bytes>>,
 ) -> Result<(), ReadError> {
     let read = (|| {
         let mut file = open(path, expected)?;
         let mut left = expected.size_bytes;
         while left > 0 {
-            let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES))];
-            file.read_exact(&mut piece)?;
+            let length = PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES));
+            let piece = buffers.read(&mut file, length)?;
             left -= piece.len() as u64;
             if left == 0 {
                 check(&file, expected)?;
             }
-            pieces.blocking_send(Ok(piece.into())).map_err(|_| ReadError::Unwanted)?;
+            pieces.blocking_send(Ok(piece)).map_err(|_| ReadError::Unwanted)?;
         }
         Ok(())
     })();
