@@ -42,14 +42,15 @@ fn is_listing_worth_it(vain_looks: usize, left: usize, names: u64) -> bool {
     vain_looks >= VAIN_LOOKS && names <= NAMES_PER_LOOK.saturating_mul(left as u64)
 }
 
-/// Keeps of equal blobs the first. Places are given in their order, and stay in it.
-fn keep_first(ids: &[BlobId], places: &mut Vec<usize>) {
+/// Keeps of equal blobs the first. Places are given in their order, and stay in it. `keys` is room to work in.
+fn keep_first(ids: &[BlobId], places: &mut Vec<usize>, keys: &mut Vec<(u64, usize)>) {
     // A piece of each digest, to be compared without going where the blob is; those that are equal in it are together.
     let key = |&place: &usize| {
         let (piece, _) = ids[place].digest.as_bytes()[1..].split_first_chunk()?;
         Some((u64::from_ne_bytes(*piece), place))
     };
-    let mut keys: Vec<(u64, usize)> = places.iter().filter_map(key).collect();
+    keys.clear();
+    keys.extend(places.iter().filter_map(key));
     keys.sort_unstable();
     let mut repeated = Vec::new();
     for like in keys.chunk_by(|one, other| one.0 == other.0).filter(|like| like.len() > 1) {
@@ -74,15 +75,16 @@ impl Store {
             places[usize::from(id.digest.as_bytes()[0])].push(place);
         }
         let now = SystemTime::now();
-        let lacking = |(prefix, mut places): (usize, Vec<usize>)| {
-            keep_first(ids, &mut places);
+        let lacking = |keys: &mut _, (prefix, mut places): (usize, Vec<usize>)| {
+            keep_first(ids, &mut places, keys);
             self.lacking(prefix as u8, ids, &places, now)
         };
         let mut lacking: Vec<(usize, BlobStatus)> = if ids.len() < MANY {
-            let lacking = places.into_iter().enumerate().map(lacking);
+            let mut keys = Vec::new();
+            let lacking = places.into_iter().enumerate().map(|one| lacking(&mut keys, one));
             lacking.collect::<Result<Vec<_>, _>>()?.concat()
         } else {
-            let lacking = places.into_par_iter().enumerate().map(lacking);
+            let lacking = places.into_par_iter().enumerate().map_init(Vec::new, lacking);
             lacking.collect::<Result<Vec<_>, _>>()?.concat()
         };
         lacking.par_sort_unstable_by_key(|&(place, _)| place);
