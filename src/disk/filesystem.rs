@@ -14,6 +14,8 @@ pub struct FileSystem {
     pub is_remote: bool,
     /// A file keeps its inode number for as long as it lives.
     pub has_stable_inodes: bool,
+    /// It is in memory alone: no call waits for a disk or a network (unless it has been swapped out).
+    pub is_memory: bool,
 }
 
 impl FileSystem {
@@ -46,9 +48,15 @@ pub fn is_rotational(device: u64) -> bool {
     }
 }
 
+#[cfg(any(target_os = "linux", test))]
+const TMPFS: u64 = 0x0102_1994;
+#[cfg(any(target_os = "linux", test))]
+const RAMFS: u64 = 0x8584_58f6;
+
 /// The numbers are those of Linux' `linux/magic.h` and of the file systems' own headers.
 #[cfg(any(target_os = "linux", test))]
 fn from_magic(magic: u64) -> FileSystem {
+    let is_memory = matches!(magic, TMPFS | RAMFS);
     let (name, is_remote, has_stable_inodes) = match magic {
         0xef53 => ("ext4", false, true),
         0x5846_5342 => ("xfs", false, true),
@@ -56,8 +64,8 @@ fn from_magic(magic: u64) -> FileSystem {
         0x2fc1_2fc1 => ("zfs", false, true),
         0xca45_1a4e => ("bcachefs", false, true),
         0xf2f5_2010 => ("f2fs", false, true),
-        0x0102_1994 => ("tmpfs", false, true),
-        0x8584_58f6 => ("ramfs", false, true),
+        TMPFS => ("tmpfs", false, true),
+        RAMFS => ("ramfs", false, true),
         0x794c_7630 => ("overlay", false, true),
         0x7366_746e => ("ntfs3", false, true),
         // They have no inode numbers of their own.
@@ -78,7 +86,7 @@ fn from_magic(magic: u64) -> FileSystem {
         0x5346_414f | 0x6b41_4653 => ("afs", true, false),
         other => return FileSystem { name: format!("{other:#x}"), ..unknown() },
     };
-    FileSystem { name: name.to_owned(), is_remote, has_stable_inodes }
+    FileSystem { name: name.to_owned(), is_remote, has_stable_inodes, is_memory }
 }
 
 #[cfg(any(target_os = "macos", test))]
@@ -89,7 +97,7 @@ fn from_name(name: &str) -> FileSystem {
         "nfs" => (true, true),
         _ => (true, false),
     };
-    FileSystem { name: name.to_owned(), is_remote, has_stable_inodes }
+    FileSystem { name: name.to_owned(), is_remote, has_stable_inodes, is_memory: false }
 }
 
 /// A Windows path with all its links and drives followed: a drive of another machine is no letter then.
@@ -99,12 +107,13 @@ fn from_resolved(path: &str) -> FileSystem {
         || (path.starts_with(r"\\") && !path.starts_with(r"\\?\") && !path.starts_with(r"\\.\"));
     let name = if is_remote { "smb" } else { "ntfs" };
     // The standard library does not tell them.
-    FileSystem { name: name.to_owned(), is_remote, has_stable_inodes: false }
+    FileSystem { name: name.to_owned(), is_remote, has_stable_inodes: false, is_memory: false }
 }
 
 #[cfg(any(not(any(target_os = "macos", windows)), test))]
 fn unknown() -> FileSystem {
-    FileSystem { name: "unknown".to_owned(), is_remote: true, has_stable_inodes: false }
+    let name = "unknown".to_owned();
+    FileSystem { name, is_remote: true, has_stable_inodes: false, is_memory: false }
 }
 
 #[cfg(target_os = "linux")]
@@ -141,7 +150,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_relied_on() {
         for found in [from_magic(0x1234), from_name("something"), unknown()] {
-            assert!(found.is_remote && !found.has_stable_inodes, "{found:?}");
+            let FileSystem { is_remote, has_stable_inodes, is_memory, .. } = found;
+            assert!(is_remote && !has_stable_inodes && !is_memory, "{found:?}");
         }
         assert_eq!(from_magic(0x1234).name, "0x1234");
     }
@@ -173,6 +183,14 @@ mod tests {
         ] {
             assert_eq!(from_resolved(path).is_remote, is_remote, "{path}");
         }
+    }
+
+    #[test]
+    fn nothing_else_is_memory() {
+        let is_memory = |magic: &u64| from_magic(*magic).is_memory;
+        let magics = [0x0102_1994, 0x8584_58f6, 0xef53, 0x6969, 0x6573_5546, 0x794c_7630, 0x1234];
+        let memory: Vec<u64> = magics.into_iter().filter(is_memory).collect();
+        assert_eq!(memory, [0x0102_1994, 0x8584_58f6]);
     }
 
     #[test]

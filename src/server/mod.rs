@@ -140,6 +140,20 @@ struct State {
 
 type App = Arc<State>;
 
+impl State {
+    /// Does something short with the store: on a thread that may wait for its disk; here, if it is in memory.
+    async fn briefly<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Store>) -> T + Send + 'static,
+    ) -> T {
+        if self.store.is_in_memory() {
+            return work(&self.store);
+        }
+        let store = self.store.clone();
+        self.exec.blocking(move || work(&store)).await
+    }
+}
+
 /// Where a client is, for the log.
 #[derive(Debug, Clone, Copy)]
 struct Peer(IpAddr);

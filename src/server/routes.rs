@@ -204,10 +204,7 @@ async fn status(
 ) -> Result<Json<StatusAnswer>, ApiError> {
     let status = match app.store.status_at_once(&id) {
         Some(status) => status,
-        None => {
-            let store = app.store.clone();
-            app.exec.blocking(move || store.status(&id)).await?
-        }
+        None => app.briefly(move |store| store.status(&id)).await?,
     };
     Ok(Json(StatusAnswer { status }))
 }

@@ -15,13 +15,13 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{
     ApiError, App, Defer, Peer,
     access_log::UploadRecord,
-    body::{PieceReader, read_by_thread, read_whole},
+    body::{PieceReader, next_piece, read_by_thread, read_whole},
     metrics::{Counted, HoldEnd, UploadEnd},
     routes::{NamedBlob, shown},
 };
 use crate::{
     domain::BlobId,
-    store::{Begin, Claimed, Ticket},
+    store::{Begin, Claimed, ReceiveError, Received, Ticket},
     wire::{self, Problem},
 };
 
@@ -149,7 +149,7 @@ async fn receive_small(
         Ok(read) => read?,
         Err(_) => {
             drop((permit, in_flight));
-            return match app.exec.blocking(move || claimed.begin(0)).await? {
+            return match app.briefly(move |_| claimed.begin(0)).await? {
                 Begin::Receive(ticket) => {
                     receive_pieces(app, id, ticket, (content.into(), body), bytes).await
                 }
@@ -157,7 +157,7 @@ async fn receive_small(
             };
         }
     }
-    let received = app.exec.blocking(move || {
+    let received = app.briefly(move |_| {
         let _permit = permit;
         claimed.receive(&content)
     });
@@ -167,7 +167,7 @@ async fn receive_small(
     Ok(UploadEnd::Stored)
 }
 
-/// Has a thread store a body, of which something has been read, as it comes.
+/// Stores a body, of which something has been read, as it comes.
 async fn receive_pieces(
     app: &App,
     id: BlobId,
@@ -175,11 +175,39 @@ async fn receive_pieces(
     body: (Bytes, Body),
     bytes: &mut u64,
 ) -> Result<UploadEnd, ApiError> {
-    let store = move |body: &mut PieceReader| ticket.receive(body);
-    let received = read_by_thread(app, body, u64::MAX, bytes, store).await?;
+    let received = if app.store.is_in_memory() {
+        receive_here(app, ticket, body, bytes).await?
+    } else {
+        let store = move |body: &mut PieceReader| ticket.receive(body);
+        read_by_thread(app, body, u64::MAX, bytes, store).await?
+    };
     let received = received.inspect_err(|error| app.metrics.not_received(error))?;
     app.metrics.stored(id.size_bytes, received.synced);
     Ok(UploadEnd::Stored)
+}
+
+/// The same without a thread for the disk: for a store that has none.
+async fn receive_here(
+    app: &App,
+    ticket: Ticket,
+    (begun, mut body): (Bytes, Body),
+    bytes: &mut u64,
+) -> Result<Result<Received, ReceiveError>, ApiError> {
+    let _permit = app.uploads.acquire().await.expect("BUG: never closed");
+    let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
+    let mut receiving = match ticket.start() {
+        Ok(receiving) => receiving,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let mut written = receiving.write(&begun);
+    while written.is_ok()
+        && let Some(piece) = next_piece(&mut body, app.options.body_timeout).await?
+    {
+        *bytes += piece.len() as u64;
+        app.metrics.received_bytes.inc_by(piece.len() as u64);
+        written = receiving.write(&piece);
+    }
+    Ok(written.and_then(|()| receiving.finish()))
 }
 
 fn may_defer(app: &App, headers: &HeaderMap) -> bool {
@@ -207,8 +235,7 @@ async fn begin(
     let deadline = Instant::now() + app.options.hold;
     let mut held = false;
     loop {
-        let store = app.store.clone();
-        match app.exec.blocking(move || store.begin(id)).await? {
+        match app.briefly(move |store| store.begin(id)).await? {
             Begin::Stored if held => {
                 app.metrics.hold_ended(HoldEnd::Absorbed);
                 return Ok(Err(UploadEnd::Absorbed));

@@ -21,6 +21,7 @@ const LARGE_BYTES: u64 = 4 << 20;
 const PIECES_WAITING: usize = 4;
 
 /// Hashes pieces in their order.
+#[derive(Debug)]
 pub(super) enum Hasher {
     /// Where it is called.
     Here(Sha256),

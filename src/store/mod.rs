@@ -43,14 +43,14 @@ pub use index::{Indexed, MIN_BYTES as MIN_INDEXED_BYTES};
 pub use inflight::Flight;
 pub use manifest::ManifestError;
 pub use materialize::ModeError;
-pub use receive::{ReceiveError, Received};
+pub use receive::{ReceiveError, Received, Receiving};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
 pub use tally::Tally;
 pub use unfinished::{BeginPieces, Finished, Laid, Request, UnfinishedError};
 pub use walk::Work;
 
 use crate::disk::{
-    DiskError, IoContext, Lock, LockError, Space, be_gentle, replace_file, sync_dir,
+    DiskError, FileSystem, IoContext, Lock, LockError, Space, be_gentle, replace_file, sync_dir,
 };
 use crate::domain::{BlobId, report::LinkMode};
 use inflight::InFlight;
@@ -171,6 +171,7 @@ pub struct Store {
     hashing: Arc<AtomicUsize>,
     scrubbing: Mutex<()>,
     lock: Mutex<Lock>,
+    is_in_memory: bool,
     _dir_lock: Option<std::fs::File>,
 }
 
@@ -195,6 +196,8 @@ impl Store {
         records::remove_leftovers(&layout)?;
         checkout::remove_leftovers(&layout)?;
         materialize::probe(&layout, options.link_mode)?;
+        // One that does not say may be anything.
+        let is_in_memory = FileSystem::of(&dir).is_ok_and(|system| system.is_memory);
         let index = index::Index::open(options.index_chunks.then(|| layout.chunk_index()));
         Ok(Arc::new(Self {
             layout,
@@ -212,6 +215,7 @@ impl Store {
             hashing: Arc::default(),
             scrubbing: Mutex::default(),
             lock: lock.into(),
+            is_in_memory,
             _dir_lock: dir_lock,
         }))
     }
@@ -219,6 +223,11 @@ impl Store {
     /// The directory of the store, absolute.
     pub fn dir(&self) -> &Path {
         self.layout.root()
+    }
+
+    /// Whether it is in memory alone. Then what is done for one blob takes about as long as to wake a thread for it.
+    pub fn is_in_memory(&self) -> bool {
+        self.is_in_memory
     }
 
     /// The directory for what belongs to the store and is no file of anybody.

@@ -61,42 +61,80 @@ pub struct Received {
     pub synced: Duration,
 }
 
+/// A blob that is being received. Dropped, nothing of it is kept.
+#[derive(Debug)]
+pub struct Receiving {
+    /// Removed before anybody else may receive the blob.
+    temp: TempFile,
+    ticket: Ticket,
+    hasher: Hasher,
+    received_bytes: u64,
+}
+
+impl Receiving {
+    /// Takes the next piece of the content.
+    ///
+    /// # Errors
+    /// If there is more than the blob's name says, or the file system refuses.
+    pub fn write(&mut self, piece: &Bytes) -> Result<(), ReceiveError> {
+        let count = piece.len() as u64;
+        self.received_bytes += count;
+        let (expected_bytes, received_bytes) = (self.ticket.id.size_bytes, self.received_bytes);
+        if received_bytes > expected_bytes {
+            return Err(ReceiveError::Size { expected_bytes, received_bytes, more: true });
+        }
+        self.hasher.update(piece);
+        self.temp.write(piece)?;
+        self.ticket.wrote(count);
+        Ok(())
+    }
+
+    /// Stores the blob, if what came is what its name says. When this returns `Ok`, it is on the disk, and would
+    /// be after a power cut.
+    ///
+    /// # Errors
+    /// If it is something else, or the file system refuses. The store is as before.
+    pub fn finish(self) -> Result<Received, ReceiveError> {
+        let Self { ticket, temp, hasher, received_bytes } = self;
+        let BlobId { digest: expected, size_bytes: expected_bytes } = ticket.id;
+        if received_bytes < expected_bytes {
+            return Err(ReceiveError::Size { expected_bytes, received_bytes, more: false });
+        }
+        let actual = hasher.finish();
+        if actual != expected {
+            return Err(ReceiveError::Digest { expected, actual });
+        }
+        Ok(ticket.store(temp)?)
+    }
+}
+
 impl Ticket {
+    /// Begins to receive the blob piece by piece.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn start(self) -> Result<Receiving, DiskError> {
+        let temp = self.store.temp_file()?;
+        let hasher = Hasher::new(self.id.size_bytes, &self.store.hashing);
+        Ok(Receiving { ticket: self, temp, hasher, received_bytes: 0 })
+    }
+
     /// Reads the body to its end, and stores it if it is what the blob's name says. When this
     /// returns `Ok`, the blob is on the disk, and would be after a power cut.
     ///
     /// # Errors
     /// If the body is something else, breaks off, or the file system refuses. The store is as before.
     pub fn receive(
-        mut self,
+        self,
         body: impl IntoIterator<Item = io::Result<Bytes>>,
     ) -> Result<Received, ReceiveError> {
-        let mut temp = self.store.temp_file()?;
-
-        let expected_bytes = self.id.size_bytes;
-        let mut received_bytes = 0;
-        let mut hasher = Hasher::new(expected_bytes, &self.store.hashing);
+        let mut receiving = self.start()?;
         for piece in body {
+            let received_bytes = receiving.received_bytes;
             let piece = piece.map_err(|source| ReceiveError::Body { received_bytes, source })?;
-            let count = piece.len() as u64;
-            received_bytes += count;
-            if received_bytes > expected_bytes {
-                return Err(ReceiveError::Size { expected_bytes, received_bytes, more: true });
-            }
-            hasher.update(&piece);
-            temp.write(&piece)?;
-            self.wrote(count);
+            receiving.write(&piece)?;
         }
-        if received_bytes < expected_bytes {
-            return Err(ReceiveError::Size { expected_bytes, received_bytes, more: false });
-        }
-        let actual = hasher.finish();
-        let expected = self.id.digest;
-        if actual != expected {
-            return Err(ReceiveError::Digest { expected, actual });
-        }
-
-        Ok(self.store(temp)?)
+        receiving.finish()
     }
 
     /// Writes the whole content, if it is what the blob's name says.

@@ -13,75 +13,82 @@ const ADDON: &str =
 
 #[test]
 fn a_blob_goes_from_unknown_to_stored() {
-    let server = TestServer::start();
-    for content in
-        [random(10_000), random(3_000_000), b"one byte more than nothing"[..1].to_vec(), Vec::new()]
-    {
-        assert_eq!(server.status(&content), "unknown");
-        assert_eq!(server.upload(&content).status, 204);
-        assert_eq!(server.status(&content), "stored");
-        assert_eq!(server.upload(&content).status, 208);
-        let sha = sha(&content);
-        let blob = server.storage().join(format!(
-            "file-store/stored/{}/{}/{}.blob",
-            &sha[..2],
-            &sha[2..],
-            content.len()
-        ));
-        assert_eq!(fs::read(&blob).unwrap(), content);
-        assert_eq!(
-            fs::metadata(&blob).unwrap().permissions().mode() & 0o222,
-            0,
-            "it can be written to"
-        );
-    }
-    assert_eq!(server.temp_files(), 0);
+    on_each_kind_of_store(Options::default, |server| {
+        for content in [
+            random(10_000),
+            random(3_000_000),
+            b"one byte more than nothing"[..1].to_vec(),
+            Vec::new(),
+        ] {
+            assert_eq!(server.status(&content), "unknown");
+            assert_eq!(server.upload(&content).status, 204);
+            assert_eq!(server.status(&content), "stored");
+            assert_eq!(server.upload(&content).status, 208);
+            let sha = sha(&content);
+            let blob = server.storage().join(format!(
+                "file-store/stored/{}/{}/{}.blob",
+                &sha[..2],
+                &sha[2..],
+                content.len()
+            ));
+            assert_eq!(fs::read(&blob).unwrap(), content);
+            assert_eq!(
+                fs::metadata(&blob).unwrap().permissions().mode() & 0o222,
+                0,
+                "it can be written to"
+            );
+        }
+        assert_eq!(server.temp_files(), 0);
+    });
 }
 
 #[test]
 fn what_is_not_what_its_name_says_is_not_stored() {
-    let server = TestServer::start();
-    // Read as a whole, as it comes, and hashed on a thread of its own.
-    for size in [1000, 100_000, 5_000_000] {
-        let content = random(size);
-        let path = format!("/api/v3/shaman/files/{}", address(&content));
-        let mut wrong = content.clone();
-        wrong[size / 2] ^= 1;
-        let refused = |body: &[u8], reason: &str| {
-            server.connect().post(&path, "", body).is_error(417, reason);
-        };
-        refused(&wrong, "hash the file again");
-        refused(&content[1..], &format!("Content-Length {}", size - 1));
-        refused(&[&content[..], b"x"].concat(), &format!("Content-Length {}", size + 1));
-        assert_eq!(server.status(&content), "unknown");
-        assert_eq!(server.temp_files(), 0);
-        assert_eq!(server.upload(&content).status, 204);
-        assert_eq!(fs::read(server.blob(&content)).unwrap(), content);
-    }
+    on_each_kind_of_store(Options::default, |server| {
+        // Read as a whole, as it comes, and hashed on a thread of its own.
+        for size in [1000, 100_000, 5_000_000] {
+            let content = random(size);
+            let path = format!("/api/v3/shaman/files/{}", address(&content));
+            let mut wrong = content.clone();
+            wrong[size / 2] ^= 1;
+            let refused = |body: &[u8], reason: &str| {
+                server.connect().post(&path, "", body).is_error(417, reason);
+            };
+            refused(&wrong, "hash the file again");
+            refused(&content[1..], &format!("Content-Length {}", size - 1));
+            refused(&[&content[..], b"x"].concat(), &format!("Content-Length {}", size + 1));
+            assert_eq!(server.status(&content), "unknown");
+            assert_eq!(server.temp_files(), 0);
+            assert_eq!(server.upload(&content).status, 204);
+            assert_eq!(fs::read(server.blob(&content)).unwrap(), content);
+        }
+    });
 }
 
 #[test]
 fn chunked_bodies_are_verified_like_any_other() {
-    let server = TestServer::start();
-    let content = random(100_000);
-    let path = format!("/api/v3/shaman/files/{}", address(&content));
-    let send = |parts: &[&[u8]]| {
-        let mut connection = server.connect();
-        connection.send(
-            format!("POST {path} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n")
-                .as_bytes(),
-        );
-        for part in parts.iter().chain([&&b""[..]]) {
-            connection.send(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
-        }
-        connection.answer()
-    };
-    send(&[&content, b"more"]).is_error(417, "not 100000");
-    send(&[&content[1..]]).is_error(417, "has 99999 bytes, not 100000");
-    send(&[]).is_error(417, "has 0 bytes");
-    assert_eq!(server.status(&content), "unknown");
-    assert_eq!(send(&[&content[..10], &content[10..]]).status, 204);
-    assert_eq!(server.status(&content), "stored");
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(100_000);
+        let path = format!("/api/v3/shaman/files/{}", address(&content));
+        let send = |parts: &[&[u8]]| {
+            let mut connection = server.connect();
+            connection.send(
+                format!("POST {path} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .as_bytes(),
+            );
+            for part in parts.iter().chain([&&b""[..]]) {
+                connection
+                    .send(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat());
+            }
+            connection.answer()
+        };
+        send(&[&content, b"more"]).is_error(417, "not 100000");
+        send(&[&content[1..]]).is_error(417, "has 99999 bytes, not 100000");
+        send(&[]).is_error(417, "has 0 bytes");
+        assert_eq!(server.status(&content), "unknown");
+        assert_eq!(send(&[&content[..10], &content[10..]]).status, 204);
+        assert_eq!(server.status(&content), "stored");
+    });
 }
 
 #[test]
@@ -242,65 +249,74 @@ fn a_checkout_does_not_grow_into_another() {
 
 #[test]
 fn a_client_that_can_defer_is_answered_425_and_the_addon_is_held() {
-    let server = TestServer::start();
-    let content = random(200_000);
-    let mut first = server.connect();
-    first.half_upload(&content, "");
-    server.until_status(&content, "uploading");
-
-    server.connect().upload(&content, DEFERS).is_error(425, "go on with others");
-    let mut addon = server.connect();
-    addon.send(&post_head(&format!("/api/v3/shaman/files/{}", address(&content)), ADDON, 200_000));
-    addon.send(&content);
-    let mut other = server.connect();
-    other.send(&post_head(&format!("/api/v3/shaman/files/{}", address(&content)), "", 200_000));
-    other.send(&content);
-
-    assert_eq!(first.other_half(&content).status, 204);
-    assert_eq!(addon.answer().status, 208);
-    assert_eq!(other.answer().status, 208);
-    assert_eq!(addon.get("/healthz").status, 200, "the connection goes on");
-}
-
-#[test]
-fn a_held_upload_takes_over_when_the_first_one_fails() {
-    let server = TestServer::start();
-    for fails_by in ["closing", "lying"] {
+    on_each_kind_of_store(Options::default, |server| {
         let content = random(200_000);
         let mut first = server.connect();
-        first.half_upload(&content, DEFERS);
+        first.half_upload(&content, "");
         server.until_status(&content, "uploading");
+
+        server.connect().upload(&content, DEFERS).is_error(425, "go on with others");
         let mut addon = server.connect();
         addon.send(&post_head(
             &format!("/api/v3/shaman/files/{}", address(&content)),
             ADDON,
             200_000,
         ));
-        addon.send(&content[..1000]);
-        if fails_by == "closing" {
-            drop(first);
-        } else {
-            first.other_half(&[0; 200_000]).is_error(417, "hash the file again");
+        addon.send(&content);
+        let mut other = server.connect();
+        other.send(&post_head(&format!("/api/v3/shaman/files/{}", address(&content)), "", 200_000));
+        other.send(&content);
+
+        assert_eq!(first.other_half(&content).status, 204);
+        assert_eq!(addon.answer().status, 208);
+        assert_eq!(other.answer().status, 208);
+        assert_eq!(addon.get("/healthz").status, 200, "the connection goes on");
+    });
+}
+
+#[test]
+fn a_held_upload_takes_over_when_the_first_one_fails() {
+    on_each_kind_of_store(Options::default, |server| {
+        for fails_by in ["closing", "lying"] {
+            let content = random(200_000);
+            let mut first = server.connect();
+            first.half_upload(&content, DEFERS);
+            server.until_status(&content, "uploading");
+            let mut addon = server.connect();
+            addon.send(&post_head(
+                &format!("/api/v3/shaman/files/{}", address(&content)),
+                ADDON,
+                200_000,
+            ));
+            addon.send(&content[..1000]);
+            if fails_by == "closing" {
+                drop(first);
+            } else {
+                first.other_half(&[0; 200_000]).is_error(417, "hash the file again");
+            }
+            addon.send(&content[1000..]);
+            assert_eq!(addon.answer().status, 204, "{fails_by}");
+            assert_eq!(server.status(&content), "stored");
         }
-        addon.send(&content[1000..]);
-        assert_eq!(addon.answer().status, 204, "{fails_by}");
-        assert_eq!(server.status(&content), "stored");
-    }
+    });
 }
 
 #[test]
 fn a_held_upload_does_not_wait_for_ever() {
-    let server =
-        TestServer::with(Options { hold: Duration::from_millis(50), ..Options::default() });
-    let content = random(200_000);
-    let mut slow = server.connect();
-    slow.half_upload(&content, "");
-    server.until_status(&content, "uploading");
-    assert_eq!(server.connect().upload(&content, ADDON).status, 204);
-    assert_eq!(server.status(&content), "stored");
-    // The slow one comes to its own end, and that is no failure.
-    assert_eq!(slow.other_half(&content).status, 204);
-    assert_eq!(server.status(&content), "stored");
+    on_each_kind_of_store(
+        || Options { hold: Duration::from_millis(50), ..Options::default() },
+        |server| {
+            let content = random(200_000);
+            let mut slow = server.connect();
+            slow.half_upload(&content, "");
+            server.until_status(&content, "uploading");
+            assert_eq!(server.connect().upload(&content, ADDON).status, 204);
+            assert_eq!(server.status(&content), "stored");
+            // The slow one comes to its own end, and that is no failure.
+            assert_eq!(slow.other_half(&content).status, 204);
+            assert_eq!(server.status(&content), "stored");
+        },
+    );
 }
 
 #[test]
@@ -320,18 +336,19 @@ fn whether_to_defer_can_be_configured() {
 /// A client that sends slowly what nobody has needed for long, so that it must be looked for.
 #[test]
 fn what_is_stored_stays_so_while_somebody_sends_it_again() {
-    let server = TestServer::start();
-    let content = random(1000);
-    assert_eq!(server.upload(&content).status, 204);
-    let blob = fs::File::open(server.blob(&content)).unwrap();
-    let long_ago = std::time::SystemTime::now() - Duration::from_secs(100_000);
-    blob.set_modified(long_ago).unwrap();
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(1000);
+        assert_eq!(server.upload(&content).status, 204);
+        let blob = fs::File::open(server.blob(&content)).unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(100_000);
+        blob.set_modified(long_ago).unwrap();
 
-    let mut slow = server.connect();
-    slow.half_upload(&content, "");
-    server.until_status(&content, "stored");
-    assert_eq!(slow.answer().status, 208, "before it has sent the rest");
-    assert!(blob.metadata().unwrap().modified().unwrap() > long_ago, "it is needed now");
+        let mut slow = server.connect();
+        slow.half_upload(&content, "");
+        server.until_status(&content, "stored");
+        assert_eq!(slow.answer().status, 208, "before it has sent the rest");
+        assert!(blob.metadata().unwrap().modified().unwrap() > long_ago, "it is needed now");
+    });
 }
 
 #[test]
@@ -403,71 +420,73 @@ fn a_checkout_does_not_wait_for_ever() {
 /// A client that writes its whole body before it reads must still see every early answer.
 #[test]
 fn early_answers_are_never_lost() {
-    let server = TestServer::start();
-    let content = random(8 << 20);
-    assert_eq!(server.upload(&content).status, 204);
-    let other = random(4 << 20);
-    let mut first = server.connect();
-    first.half_upload(&other, "");
-    server.until_status(&other, "uploading");
-    let stored = format!("/api/v3/shaman/files/{}", address(&content));
-    for round in 0..25 {
-        let mut connection = server.connect();
-        for (path, headers, body, expected) in [
-            (stored.as_str(), "", &content, 208),
-            (&format!("/api/v3/shaman/files/{}", address(&other)), DEFERS, &other, 425),
-            ("/api/v3/shaman/files/short/1", "", &content, 400),
-            (&format!("{stored}0"), "", &content, 417),
-            ("/api/v3/shaman/checkout/create", "", &content, 415),
-            ("/api/v3/no/such/thing", "", &content, 404),
-            ("/healthz", "", &content, 405),
-        ] {
-            connection.send(&post_head(path, headers, body.len() as u64));
-            connection.send(body);
-            assert_eq!(connection.answer().status, expected, "{path}, round {round}");
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(8 << 20);
+        assert_eq!(server.upload(&content).status, 204);
+        let other = random(4 << 20);
+        let mut first = server.connect();
+        first.half_upload(&other, "");
+        server.until_status(&other, "uploading");
+        let stored = format!("/api/v3/shaman/files/{}", address(&content));
+        for round in 0..25 {
+            let mut connection = server.connect();
+            for (path, headers, body, expected) in [
+                (stored.as_str(), "", &content, 208),
+                (&format!("/api/v3/shaman/files/{}", address(&other)), DEFERS, &other, 425),
+                ("/api/v3/shaman/files/short/1", "", &content, 400),
+                (&format!("{stored}0"), "", &content, 417),
+                ("/api/v3/shaman/checkout/create", "", &content, 415),
+                ("/api/v3/no/such/thing", "", &content, 404),
+                ("/healthz", "", &content, 405),
+            ] {
+                connection.send(&post_head(path, headers, body.len() as u64));
+                connection.send(body);
+                assert_eq!(connection.answer().status, expected, "{path}, round {round}");
+            }
+            // And the connection can still be used.
+            assert_eq!(connection.get("/healthz").status, 200);
         }
-        // And the connection can still be used.
-        assert_eq!(connection.get("/healthz").status, 200);
-    }
-    assert_eq!(first.other_half(&other).status, 204);
+        assert_eq!(first.other_half(&other).status, 204);
+    });
 }
 
 #[test]
 fn a_client_that_waits_for_our_word_is_not_told_to_send_what_nobody_wants() {
-    let server = TestServer::start();
-    let content = random(100_000);
-    let head = post_head(
-        &format!("/api/v3/shaman/files/{}", address(&content)),
-        "Expect: 100-continue\r\n",
-        100_000,
-    );
-    let mut connection = server.connect();
-    connection.send(&head);
-    assert_eq!(connection.answer().status, 100);
-    connection.send(&content);
-    assert_eq!(connection.answer().status, 204);
-    let mut connection = server.connect();
-    connection.send(&head);
-    assert_eq!(connection.answer().status, 208);
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(100_000);
+        let head = post_head(
+            &format!("/api/v3/shaman/files/{}", address(&content)),
+            "Expect: 100-continue\r\n",
+            100_000,
+        );
+        let mut connection = server.connect();
+        connection.send(&head);
+        assert_eq!(connection.answer().status, 100);
+        connection.send(&content);
+        assert_eq!(connection.answer().status, 204);
+        let mut connection = server.connect();
+        connection.send(&head);
+        assert_eq!(connection.answer().status, 208);
 
-    // Held for longer than clients wait for that word, it sends anyway, and must get its answer.
-    let content = random(8 << 20);
-    let mut first = server.connect();
-    first.half_upload(&content, "");
-    server.until_status(&content, "uploading");
-    let mut held = server.connect();
-    let path = format!("/api/v3/shaman/files/{}", address(&content));
-    held.send(&post_head(&path, "Expect: 100-continue\r\n", content.len() as u64));
-    std::thread::scope(|scope| {
-        let mut stream = held.stream.try_clone().unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        // Nothing comes for a second.
-        assert!(std::io::Read::read(&mut stream, &mut [0]).is_err());
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let body = &content;
-        scope.spawn(move || std::io::Write::write_all(&mut stream, body).unwrap());
-        assert_eq!(first.other_half(&content).status, 204);
-        assert_eq!(held.answer().status, 208);
+        // Held for longer than clients wait for that word, it sends anyway, and must get its answer.
+        let content = random(8 << 20);
+        let mut first = server.connect();
+        first.half_upload(&content, "");
+        server.until_status(&content, "uploading");
+        let mut held = server.connect();
+        let path = format!("/api/v3/shaman/files/{}", address(&content));
+        held.send(&post_head(&path, "Expect: 100-continue\r\n", content.len() as u64));
+        std::thread::scope(|scope| {
+            let mut stream = held.stream.try_clone().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            // Nothing comes for a second.
+            assert!(std::io::Read::read(&mut stream, &mut [0]).is_err());
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let body = &content;
+            scope.spawn(move || std::io::Write::write_all(&mut stream, body).unwrap());
+            assert_eq!(first.other_half(&content).status, 204);
+            assert_eq!(held.answer().status, 208);
+        });
     });
 }
 
@@ -504,60 +523,73 @@ fn an_idle_connection_is_closed_in_the_end() {
 #[test]
 fn an_upload_that_stands_still_loses_its_claim() {
     let body_timeout = Duration::from_millis(100);
-    let server = TestServer::with(Options { body_timeout, ..Options::default() });
-    let content = random(1000);
-    let mut stalled = server.connect();
-    stalled.half_upload(&content, "");
-    server.until_status(&content, "uploading");
-    stalled.answer().is_error(408, "no data came");
-    assert_eq!(server.status(&content), "unknown");
-    assert_eq!(server.temp_files(), 0);
+    on_each_kind_of_store(
+        || Options { body_timeout, ..Options::default() },
+        |server| {
+            let content = random(1000);
+            let mut stalled = server.connect();
+            stalled.half_upload(&content, "");
+            server.until_status(&content, "uploading");
+            stalled.answer().is_error(408, "no data came");
+            assert_eq!(server.status(&content), "unknown");
+            assert_eq!(server.temp_files(), 0);
+        },
+    );
 }
 
 #[test]
 fn an_upload_that_breaks_off_leaves_nothing() {
-    let server = TestServer::start();
-    let content = random(100_000);
-    let mut broken = server.connect();
-    broken.half_upload(&content, "");
-    server.until_status(&content, "uploading");
-    until(|| server.temp_files() == 1);
-    drop(broken);
-    server.until_status(&content, "unknown");
-    until(|| server.temp_files() == 0);
-    assert_eq!(server.upload(&content).status, 204);
-}
-
-#[test]
-fn more_uploads_than_are_received_at_once_wait_their_turn() {
-    let server = TestServer::with(Options { max_uploads: 2, ..Options::default() });
-    std::thread::scope(|scope| {
-        for _ in 0..16 {
-            let server = &server;
-            scope.spawn(move || {
-                for _ in 0..5 {
-                    assert_eq!(server.upload(&random(50_000)).status, 204);
-                }
-            });
-        }
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(100_000);
+        let mut broken = server.connect();
+        broken.half_upload(&content, "");
+        server.until_status(&content, "uploading");
+        until(|| server.temp_files() == 1);
+        drop(broken);
+        server.until_status(&content, "unknown");
+        until(|| server.temp_files() == 0);
+        assert_eq!(server.upload(&content).status, 204);
     });
 }
 
 #[test]
+fn more_uploads_than_are_received_at_once_wait_their_turn() {
+    on_each_kind_of_store(
+        || Options { max_uploads: 2, ..Options::default() },
+        |server| {
+            std::thread::scope(|scope| {
+                for _ in 0..16 {
+                    let server = &server;
+                    scope.spawn(move || {
+                        for _ in 0..5 {
+                            assert_eq!(server.upload(&random(50_000)).status, 204);
+                        }
+                    });
+                }
+            });
+        },
+    );
+}
+
+#[test]
 fn a_blob_of_the_wrong_length_does_not_count() {
-    let server = TestServer::start();
-    let content = random(1000);
-    server.upload(&content);
-    let sha = sha(&content);
-    let blob =
-        server.storage().join(format!("file-store/stored/{}/{}/1000.blob", &sha[..2], &sha[2..]));
-    fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
-    fs::write(&blob, &content[..500]).unwrap();
-    assert_eq!(server.status(&content), "unknown");
-    let body = json!({ "checkoutPath": "x", "files": [file(&content, "a")] });
-    server.post_json("checkout/create", &body).is_error(424, "not stored");
-    assert_eq!(server.upload(&content).status, 204);
-    assert_eq!(fs::read(&blob).unwrap(), content);
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(1000);
+        server.upload(&content);
+        let sha = sha(&content);
+        let blob = server.storage().join(format!(
+            "file-store/stored/{}/{}/1000.blob",
+            &sha[..2],
+            &sha[2..]
+        ));
+        fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&blob, &content[..500]).unwrap();
+        assert_eq!(server.status(&content), "unknown");
+        let body = json!({ "checkoutPath": "x", "files": [file(&content, "a")] });
+        server.post_json("checkout/create", &body).is_error(424, "not stored");
+        assert_eq!(server.upload(&content).status, 204);
+        assert_eq!(fs::read(&blob).unwrap(), content);
+    });
 }
 
 #[test]
@@ -584,40 +616,42 @@ fn a_reserve_is_kept_free() {
 
 #[test]
 fn room_is_promised_once() {
-    let server = TestServer::start();
-    let sha = |number: u8| sha(&[number]);
-    // More than any disk has: what has begun and is to come counts.
-    let head = |number: u8, length: u64| {
-        post_head(&format!("/api/v3/shaman/files/{}/{length}", sha(number)), "", length)
-    };
-    let mut first = server.connect();
-    first.send(&head(1, 1 << 60));
-    first.answer().is_error(507, "are still to come");
-    // A blob that somebody else is sending needs no room of its own.
-    let content = random(200_000);
-    let mut sender = server.connect();
-    sender.half_upload(&content, "");
-    server.until_status(&content, "uploading");
-    server.connect().upload(&content, DEFERS).is_error(425, "go on with others");
-    assert_eq!(sender.other_half(&content).status, 204);
-    // What was refused takes none.
-    assert_eq!(server.connect().get("/readyz").status, 200);
+    on_each_kind_of_store(Options::default, |server| {
+        let sha = |number: u8| sha(&[number]);
+        // More than any disk has: what has begun and is to come counts.
+        let head = |number: u8, length: u64| {
+            post_head(&format!("/api/v3/shaman/files/{}/{length}", sha(number)), "", length)
+        };
+        let mut first = server.connect();
+        first.send(&head(1, 1 << 60));
+        first.answer().is_error(507, "are still to come");
+        // A blob that somebody else is sending needs no room of its own.
+        let content = random(200_000);
+        let mut sender = server.connect();
+        sender.half_upload(&content, "");
+        server.until_status(&content, "uploading");
+        server.connect().upload(&content, DEFERS).is_error(425, "go on with others");
+        assert_eq!(sender.other_half(&content).status, 204);
+        // What was refused takes none.
+        assert_eq!(server.connect().get("/readyz").status, 200);
+    });
 }
 
 #[test]
 fn trouble_with_the_disk_is_not_called_unknown() {
-    let server = TestServer::start();
-    let content = random(1000);
-    let prefix = server.storage().join("file-store/stored").join(&sha(&content)[..2]);
-    fs::remove_dir(&prefix).unwrap();
-    fs::write(&prefix, "a file where a directory should be").unwrap();
-    let path = format!("/api/v3/shaman/files/{}", address(&content));
-    server.connect().get(&path).is_error(500, "cannot look at");
-    server.upload(&content).is_error(500, "cannot look at");
-    let body = json!({ "checkoutPath": "x", "files": [file(&content, "a")] });
-    server.post_json("checkout/requirements", &body).is_error(500, "cannot look at");
-    server.post_json("checkout/create", &body).is_error(500, "cannot look at");
-    server.alive();
+    on_each_kind_of_store(Options::default, |server| {
+        let content = random(1000);
+        let prefix = server.storage().join("file-store/stored").join(&sha(&content)[..2]);
+        fs::remove_dir(&prefix).unwrap();
+        fs::write(&prefix, "a file where a directory should be").unwrap();
+        let path = format!("/api/v3/shaman/files/{}", address(&content));
+        server.connect().get(&path).is_error(500, "cannot look at");
+        server.upload(&content).is_error(500, "cannot look at");
+        let body = json!({ "checkoutPath": "x", "files": [file(&content, "a")] });
+        server.post_json("checkout/requirements", &body).is_error(500, "cannot look at");
+        server.post_json("checkout/create", &body).is_error(500, "cannot look at");
+        server.alive();
+    });
 }
 
 /// What the allocator does with what is free is set for the one of glibc.

@@ -523,7 +523,7 @@ mod tests {
     }
 
     fn system(is_remote: bool, has_stable_inodes: bool) -> FileSystem {
-        FileSystem { name: "somefs".into(), is_remote, has_stable_inodes }
+        FileSystem { name: "somefs".into(), is_remote, has_stable_inodes, is_memory: false }
     }
 
     fn well_kept() -> StoreFacts {
