@@ -20,6 +20,10 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+/// A file system in memory.
+#[cfg(target_os = "linux")]
+pub const MEMORY: &str = "/dev/shm";
+
 /// No test waits longer than this for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -78,7 +82,6 @@ impl TestServer {
     /// Over a store in memory, which does at once what others have threads do.
     #[cfg(target_os = "linux")]
     pub fn in_memory(options: server::Options) -> Self {
-        const MEMORY: &str = "/dev/shm";
         let dir = tempfile::tempdir_in(MEMORY).unwrap();
         let storage = dir.path().join("storage");
         // In containers, it is small.
@@ -541,6 +544,12 @@ impl ServerProcess {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    }
+
+    /// How many threads it has.
+    #[cfg(target_os = "linux")]
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().count()
     }
 
     fn signal(&self, signal: rustix::process::Signal) {

@@ -654,6 +654,36 @@ fn trouble_with_the_disk_is_not_called_unknown() {
     });
 }
 
+/// On a disk, each has one that may wait for it.
+#[cfg(target_os = "linux")]
+#[test]
+fn uploads_to_a_store_in_memory_take_no_threads() {
+    const UPLOADS: usize = 32;
+    let home = tempfile::tempdir_in(MEMORY).unwrap();
+    let mut serve = farmhand(home.path());
+    serve.args(["serve", "--listen", "127.0.0.1:0", "--storage"]).arg(home.path().join("storage"));
+    serve.env("FARMHAND_STORE_RESERVE", "1 MiB").stderr(std::process::Stdio::null());
+    let server = ServerProcess::spawn(&mut serve);
+    let contents: Vec<_> = (0..UPLOADS).map(|_| random(100_000)).collect();
+    let before = server.threads();
+    let begin = |content: &Vec<u8>| {
+        let mut connection = server.connect();
+        connection.half_upload(content, "");
+        connection
+    };
+    let begun: Vec<_> = contents.iter().map(begin).collect();
+    let mut watch = server.connect();
+    for content in &contents {
+        let path = format!("/api/v3/shaman/files/{}", address(content));
+        until(|| watch.get(&path).json()["status"] == "uploading");
+    }
+    // The server may have something to do for itself meanwhile.
+    assert!(server.threads() < before + UPLOADS / 2, "{before}, now {}", server.threads());
+    for (mut connection, content) in begun.into_iter().zip(&contents) {
+        assert_eq!(connection.other_half(content).status, 204);
+    }
+}
+
 /// What the allocator does with what is free is set for the one of glibc.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
