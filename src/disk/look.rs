@@ -66,26 +66,50 @@ fn time(seconds: i64, nanos: u64) -> SystemTime {
     time.and_then(|at| at.checked_add(Duration::from_nanos(nanos))).unwrap_or(UNIX_EPOCH)
 }
 
-/// Looks at what stands at `path`, and at no link's target, if the system can answer from memory; `None` if
-/// it would have to ask the disk, or says anything but what is there.
-pub fn look_at_once(path: &Path) -> Option<Found> {
+/// What a look tells that does not wait for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtOnce {
+    /// This is there.
+    Found(Found),
+    /// Nothing is.
+    Nothing,
+    /// The disk would have to be asked, or the system says something else.
+    Unsaid,
+}
+
+/// Looks at what stands at `path`, and at no link's target, if the system can answer from memory.
+pub fn look_at_once(path: &Path) -> AtOnce {
     #[cfg(target_os = "linux")]
     {
-        use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+        use rustix::{
+            fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+            io::Errno,
+        };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).ok()?;
-        // What is in memory by its name is so by its inode; but a network disk would ask again.
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::MTIME;
-        let found = statx(file, c"", flags, wanted).ok()?;
-        let has_all = found.stx_mask & wanted.bits() == wanted.bits();
-        has_all.then(|| Found::from(&found))
+        match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED) {
+            Ok(file) => found_at_once(&file).map_or(AtOnce::Unsaid, AtOnce::Found),
+            // It remembers that it has looked in vain. If it did not, it would say that it has to look.
+            Err(Errno::NOENT) => AtOnce::Nothing,
+            Err(_) => AtOnce::Unsaid,
+        }
     }
     #[cfg(not(target_os = "linux"))]
     {
         let _ = path;
-        None
+        AtOnce::Unsaid
     }
+}
+
+/// What the system has in memory of an open file.
+#[cfg(target_os = "linux")]
+fn found_at_once(file: &rustix::fd::OwnedFd) -> Option<Found> {
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+    // What is in memory by its name is so by its inode; but a network disk would ask again.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::MTIME;
+    let found = statx(file, c"", flags, wanted).ok()?;
+    let has_all = found.stx_mask & wanted.bits() == wanted.bits();
+    has_all.then(|| Found::from(&found))
 }
 
 /// A directory that is held open: what is in it is found without the way to it.
@@ -222,21 +246,32 @@ mod tests {
         std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
         let open = OpenDir::open(dir.path().to_owned()).unwrap();
         assert!(!open.look("link").unwrap().is_file);
-        assert!(look_at_once(&dir.path().join("link")).is_none_or(|found| !found.is_file));
+        let link = look_at_once(&dir.path().join("link"));
+        assert!(!matches!(link, AtOnce::Nothing | AtOnce::Found(Found { is_file: true, .. })));
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_look_at_once_sees_what_was_just_written() {
+    fn a_look_at_once_sees_what_was_just_written_or_removed() {
+        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        assert_eq!(look_at_once(&file), None);
-        fs::write(&file, "12").unwrap();
-        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-        // Systems before 5.12 do not know the call, and some containers forbid it.
-        let opened = openat2(CWD, &file, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
-        let expected = Found::from(&fs::symlink_metadata(&file).unwrap());
-        assert_eq!(look_at_once(&file), opened.is_ok().then_some(expected));
+        // What has not been looked for may be on the disk; some file systems do not remember what they lack.
+        assert!(!matches!(look_at_once(&file), AtOnce::Found(_)));
+        for _ in 0..3 {
+            fs::write(&file, "12").unwrap();
+            // Systems before 5.12 do not know the call, and some containers forbid it.
+            let opened = openat2(CWD, &file, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
+            let expected = Found::from(&fs::symlink_metadata(&file).unwrap());
+            let expected = opened.map_or(AtOnce::Unsaid, |_| AtOnce::Found(expected));
+            assert_eq!(look_at_once(&file), expected);
+            fs::remove_file(&file).unwrap();
+            assert!(fs::symlink_metadata(&file).is_err());
+            assert!(!matches!(look_at_once(&file), AtOnce::Found(_)));
+        }
+        // Trouble is not taken for nothing.
+        fs::write(&file, "").unwrap();
+        assert_eq!(look_at_once(&file.join("below")), AtOnce::Unsaid);
     }
 
     #[cfg(target_os = "linux")]

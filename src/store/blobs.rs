@@ -8,7 +8,7 @@ use std::{
 
 use super::{Flight, ReceiveError, Received, Store, inflight::Claim};
 use crate::{
-    disk::{DiskError, Found, IoContext, look_at_once, touch},
+    disk::{AtOnce, DiskError, Found, IoContext, look_at_once, touch},
     domain::{BlobId, BlobStatus},
 };
 
@@ -127,10 +127,13 @@ impl Store {
         Ok(whole.filter(|_| !self.unsynced().contains(id)))
     }
 
-    /// The same from memory alone; `None` also if the disk would have to be asked.
-    fn is_there_at_once(&self, id: &BlobId) -> Option<Found> {
-        let found = look_at_once(&self.layout.blob(id).1).filter(|found| is_whole(found, id))?;
-        (!self.unsynced().contains(id)).then_some(found)
+    /// The same from memory alone: unsaid if the disk would have to be asked.
+    fn is_there_at_once(&self, id: &BlobId) -> AtOnce {
+        match look_at_once(&self.layout.blob(id).1) {
+            AtOnce::Found(found) if !is_whole(&found, id) => AtOnce::Nothing,
+            AtOnce::Found(_) if self.unsynced().contains(id) => AtOnce::Nothing,
+            looked => looked,
+        }
     }
 
     /// What is known of a blob.
@@ -152,14 +155,18 @@ impl Store {
         if self.inflight.get(id).is_some() {
             return Some(BlobStatus::Uploading);
         }
-        self.is_there_at_once(id).map(|_| BlobStatus::Stored)
+        match self.is_there_at_once(id) {
+            AtOnce::Found(_) => Some(BlobStatus::Stored),
+            AtOnce::Nothing => Some(BlobStatus::Unknown),
+            AtOnce::Unsaid => None,
+        }
     }
 
     /// Whether a blob is certainly stored, and noted as needed, without a look at the disk. If not, nothing
     /// is known.
     pub fn is_kept_at_once(&self, id: &BlobId) -> bool {
         self.inflight.get(id).is_none()
-            && self.is_there_at_once(id).is_some_and(|found| is_recent(&found, SystemTime::now()))
+            && matches!(self.is_there_at_once(id), AtOnce::Found(found) if is_recent(&found, SystemTime::now()))
     }
 
     /// Whether any of these blobs is stored, or in flight.
@@ -272,5 +279,44 @@ impl Store {
     /// The uploads in progress of any of these blobs.
     pub fn flights<'a>(&self, ids: impl IntoIterator<Item = &'a BlobId>) -> Vec<Flight> {
         ids.into_iter().filter_map(|id| self.inflight.get(id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{domain::Digest, store::Options};
+
+    /// Whatever the system answers from memory, it is what the disk says, or nothing.
+    #[test]
+    fn at_once_nothing_else_is_said_than_after_a_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).unwrap();
+        let id = BlobId { digest: Digest::from_bytes([7; 32]), size_bytes: 4 };
+        let (own, file) = store.layout.blob(&id);
+        let check = |expected| {
+            // Before and after it is in memory.
+            assert!([None, Some(expected)].contains(&store.status_at_once(&id)), "{expected:?}");
+            assert_eq!(store.status(&id).unwrap(), expected);
+            assert!([None, Some(expected)].contains(&store.status_at_once(&id)), "{expected:?}");
+            assert!(!store.is_kept_at_once(&id) || expected == BlobStatus::Stored);
+        };
+        check(BlobStatus::Unknown);
+        fs::create_dir(&own).unwrap();
+        check(BlobStatus::Unknown);
+        fs::write(&file, "not").unwrap();
+        check(BlobStatus::Unknown);
+        fs::write(&file, "this").unwrap();
+        check(BlobStatus::Stored);
+        store.unsynced().insert(id);
+        check(BlobStatus::Unknown);
+        store.unsynced().remove(&id);
+        let Ok(Begin::Stored) = store.begin(id) else { panic!("it is stored") };
+        let ticket = store.join(id);
+        check(BlobStatus::Uploading);
+        drop(ticket);
+        check(BlobStatus::Stored);
+        fs::remove_file(&file).unwrap();
+        check(BlobStatus::Unknown);
     }
 }

@@ -75,6 +75,12 @@ pub const CALLS: &[Limit] = &[
         most: &[("close", 1.0), ("open", 1.0), ("stat", 1.0)],
         needs: &["stat"],
     },
+    Limit { unit: "status, unknown", most: &[("open", 1.0)], needs: &["open"] },
+    Limit {
+        unit: "status, unknown, where that is not remembered",
+        most: &[("open", 1.0), ("stat", 1.0)],
+        needs: &["stat"],
+    },
     Limit {
         unit: "requirement, known",
         most: &[("close", 0.2), ("open", 0.2), ("stat", 1.0)],

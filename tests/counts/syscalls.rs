@@ -79,6 +79,15 @@ fn an_upload_takes_no_more_calls_than_listed() {
     ledger.balance();
 }
 
+/// Whether a file system, asked again for what it does not have, says so without looking; those in memory do not.
+fn remembers_what_it_lacks(dir: &Path) -> bool {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+    let nothing = dir.join("nothing");
+    assert!(!nothing.exists());
+    let looked = openat2(CWD, &nothing, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
+    looked.unwrap_err() == rustix::io::Errno::NOENT
+}
+
 #[test]
 fn what_is_asked_of_a_store_takes_no_more_calls_than_listed() {
     let _alone = alone();
@@ -127,6 +136,28 @@ fn what_is_asked_of_a_store_takes_no_more_calls_than_listed() {
         let request = bodies::checkout("shot", &known[..number]);
         server.count(|| drop(ask(&mut connection, &[request], 200)))
     });
+    ledger.balance();
+}
+
+#[test]
+fn what_is_lacking_is_looked_for_once() {
+    let _alone = alone();
+    let home = tempfile::tempdir().unwrap();
+    let (mut server, address) = Traced::server(home.path(), "full");
+    let mut connection = Connection::new(address);
+    let mut ledger = Ledger::default();
+    let missed = contents("missed", FEW.1, 100);
+    let looked = each(FEW, |number| {
+        let looks: Vec<_> = missed[..number].iter().map(|one| bodies::status(one)).collect();
+        // The first time, the disk is asked.
+        server.count(|| drop(ask(&mut connection, &looks, 200)));
+        server.count(|| drop(ask(&mut connection, &looks, 200)))
+    });
+    let unit = match remembers_what_it_lacks(home.path()) {
+        true => "status, unknown",
+        false => "status, unknown, where that is not remembered",
+    };
+    ledger.hold(limit(unit), &looked);
     ledger.balance();
 }
 
