@@ -197,7 +197,7 @@ impl Store {
         checkout::remove_leftovers(&layout)?;
         materialize::probe(&layout, options.link_mode)?;
         // One that does not say may be anything.
-        let is_in_memory = FileSystem::of(&dir).is_ok_and(|system| system.is_memory);
+        let is_in_memory = FileSystem::of(&layout.stored()).is_ok_and(|system| system.is_memory);
         let index = index::Index::open(options.index_chunks.then(|| layout.chunk_index()));
         Ok(Arc::new(Self {
             layout,
