@@ -1,4 +1,4 @@
-//! The one door between async and blocking code.
+//! The one door between async and blocking code. (What a store in memory does at once needs none.)
 
 use std::{panic, sync::Arc};
 

@@ -1048,6 +1048,7 @@ impl Settings {
             reserve: store.reserve.0,
             link_mode: store.link_mode,
             index_chunks: store.index_chunks,
+            in_memory: None,
         }
     }
 

@@ -267,7 +267,10 @@ mod tests {
             assert_eq!(look_at_once(&file), expected);
             fs::remove_file(&file).unwrap();
             assert!(fs::symlink_metadata(&file).is_err());
-            assert!(!matches!(look_at_once(&file), AtOnce::Found(_)));
+            let opened = openat2(CWD, &file, OFlags::PATH, Mode::empty(), ResolveFlags::CACHED);
+            let is_remembered = opened.is_err_and(|error| error == rustix::io::Errno::NOENT);
+            let expected = if is_remembered { AtOnce::Nothing } else { AtOnce::Unsaid };
+            assert_eq!(look_at_once(&file), expected);
         }
         // Trouble is not taken for nothing.
         fs::write(&file, "").unwrap();

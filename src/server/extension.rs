@@ -192,7 +192,9 @@ async fn begin(
 ) -> Result<Response, ApiError> {
     let NamedBlob(id) = blob?;
     let sender = sender(&headers)?;
-    let begun = app.briefly(move |store| store.begin_pieces(id, &sender)).await?;
+    let store = app.store.clone();
+    // It may have to wait until somebody has hashed the blob.
+    let begun = app.exec.blocking(move || store.begin_pieces(id, &sender)).await?;
     if let BeginPieces::Begun { resumable } = begun {
         return Ok(Json(BeginAnswer { resumable }).into_response());
     }
@@ -323,9 +325,10 @@ async fn chunks(
 ) -> Result<StatusCode, ApiError> {
     let NamedBlob(id) = blob?;
     let sender = sender(&headers)?;
+    let asked = app.store.clone();
     let from = sender.clone();
     // However long the body takes: who sends it is not silent.
-    let _request = app.briefly(move |store| store.request(&id, &from)).await?;
+    let _request = app.exec.blocking(move || asked.request(&id, &from)).await?;
     let watch = CutOff { app: &app, id, sender: Some(&sender) };
     let (store, from) = (app.store.clone(), sender.clone());
     let limit = MAX_CHUNKS_BYTES + CHUNK_HEAD_BYTES as u64;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::BlobId,
-    store::{Begin, Claimed, ReceiveError, Received, Ticket},
+    store::{Begin, Claimed, ReceiveError, Received, Receiving, Ticket},
     wire::{self, Problem},
 };
 
@@ -30,6 +30,9 @@ const SMALL_BYTES: u64 = 64 << 10;
 
 /// If they come within this time. One that has been sent is there already.
 const SMALL_COMES_WITHIN: Duration = Duration::from_millis(50);
+
+/// A store in memory takes blobs up to this size without a thread: to free the memory of one that breaks off keeps the core busy.
+const MAX_HERE_BYTES: u64 = 4 << 30;
 
 /// Send a file
 ///
@@ -175,7 +178,7 @@ async fn receive_pieces(
     body: (Bytes, Body),
     bytes: &mut u64,
 ) -> Result<UploadEnd, ApiError> {
-    let received = if app.store.is_in_memory() {
+    let received = if app.store.is_in_memory() && id.size_bytes <= MAX_HERE_BYTES {
         receive_here(app, ticket, body, bytes).await?
     } else {
         let store = move |body: &mut PieceReader| ticket.receive(body);
@@ -195,19 +198,18 @@ async fn receive_here(
 ) -> Result<Result<Received, ReceiveError>, ApiError> {
     let _permit = app.uploads.acquire().await.expect("BUG: never closed");
     let _in_flight = Counted::new(&app.metrics.uploads_in_flight);
-    let mut receiving = match ticket.start() {
-        Ok(receiving) => receiving,
-        Err(error) => return Ok(Err(error.into())),
-    };
-    let mut written = receiving.write(&begun);
-    while written.is_ok()
+    let mut receiving = ticket.start();
+    if !begun.is_empty() {
+        receiving = receiving.and_then(|receiving| receiving.write(&begun));
+    }
+    while receiving.is_ok()
         && let Some(piece) = next_piece(&mut body, app.options.body_timeout).await?
     {
         *bytes += piece.len() as u64;
         app.metrics.received_bytes.inc_by(piece.len() as u64);
-        written = receiving.write(&piece);
+        receiving = receiving.and_then(|receiving| receiving.write(&piece));
     }
-    Ok(written.and_then(|()| receiving.finish()))
+    Ok(receiving.and_then(Receiving::finish))
 }
 
 fn may_defer(app: &App, headers: &HeaderMap) -> bool {

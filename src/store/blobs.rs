@@ -127,10 +127,11 @@ impl Store {
         Ok(whole.filter(|_| !self.unsynced().contains(id)))
     }
 
-    /// The same from memory alone: unsaid if the disk would have to be asked.
+    /// The same from memory alone: unsaid if the disk would have to be asked. What it has of another length may have been
+    /// mended since by another machine.
     fn is_there_at_once(&self, id: &BlobId) -> AtOnce {
         match look_at_once(&self.layout.blob(id).1) {
-            AtOnce::Found(found) if !is_whole(&found, id) => AtOnce::Nothing,
+            AtOnce::Found(found) if !is_whole(&found, id) => AtOnce::Unsaid,
             AtOnce::Found(_) if self.unsynced().contains(id) => AtOnce::Nothing,
             looked => looked,
         }

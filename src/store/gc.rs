@@ -29,6 +29,16 @@ use crate::{
     },
 };
 
+/// How many of these blobs, of which there are some, are removed while all others wait.
+fn next_batch(garbage: &[BlobId], most: usize) -> usize {
+    let mut bytes = 0u64;
+    let fits = |id: &&BlobId| {
+        bytes = bytes.saturating_add(id.size_bytes);
+        bytes <= BATCH_BYTES
+    };
+    garbage.iter().take(most).take_while(fits).count().max(1)
+}
+
 /// What has been needed within this time stays, whatever the maximal age: somebody has asked for the
 /// requirements, is sending what is missing, and will have a checkout made.
 pub const MIN_AGE: Duration = Duration::from_secs(6 * 3600);
@@ -40,6 +50,8 @@ const _: () = assert!(MIN_AGE.as_secs() >= 2 * TOUCHED_RECENTLY.as_secs());
 const BATCH: usize = 32;
 /// The same, if all others go first.
 const GENTLE_BATCH: usize = 4;
+/// How many bytes they have together at most, if they are not one: to free them takes time, too.
+const BATCH_BYTES: u64 = 256 << 20;
 
 /// How long the others then have.
 const BETWEEN_BATCHES: Duration = Duration::from_micros(50);
@@ -168,7 +180,10 @@ impl Store {
             }
         }
         let batch = if options.gentle { GENTLE_BATCH } else { BATCH };
-        for batch in garbage.chunks(batch) {
+        let mut left = &garbage[..];
+        while !left.is_empty() {
+            let (batch, after) = left.split_at(next_batch(left, batch));
+            left = after;
             work.go_on()?;
             if options.dry_run {
                 batch.iter().for_each(|id| report.removed.add(id.size_bytes));
@@ -396,6 +411,19 @@ mod tests {
         domain::{CheckoutPath, Manifest},
         store::{Durability, Options},
     };
+
+    #[test]
+    fn a_batch_has_few_blobs_or_bytes() {
+        let blobs = |sizes: &[u64]| -> Vec<BlobId> {
+            let digest = crate::domain::Digest::from_bytes([1; 32]);
+            sizes.iter().map(|&size_bytes| BlobId { digest, size_bytes }).collect()
+        };
+        assert_eq!(next_batch(&blobs(&[1; 40]), 32), 32);
+        assert_eq!(next_batch(&blobs(&[1; 3]), 32), 3);
+        assert_eq!(next_batch(&blobs(&[BATCH_BYTES, 1]), 32), 1);
+        assert_eq!(next_batch(&blobs(&[u64::MAX, u64::MAX]), 32), 1, "it must go, too");
+        assert_eq!(next_batch(&blobs(&[BATCH_BYTES / 4; 9]), 32), 4);
+    }
 
     /// It has no name any more, but a record yet.
     #[test]

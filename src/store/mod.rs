@@ -103,6 +103,8 @@ pub struct Options {
     /// Whether it knows the chunks of what is stored, so that what is nearly the same need not be sent as a
     /// whole.
     pub index_chunks: bool,
+    /// Whether it is in memory alone, so that nothing waits for a disk; if this does not say, its file system does.
+    pub in_memory: Option<bool>,
 }
 
 impl Default for Options {
@@ -112,6 +114,7 @@ impl Default for Options {
             reserve: Reserve::Bytes(256 << 20),
             link_mode: LinkMode::Symlink,
             index_chunks: true,
+            in_memory: None,
         }
     }
 }
@@ -197,7 +200,8 @@ impl Store {
         checkout::remove_leftovers(&layout)?;
         materialize::probe(&layout, options.link_mode)?;
         // One that does not say may be anything.
-        let is_in_memory = FileSystem::of(&layout.stored()).is_ok_and(|system| system.is_memory);
+        let ask = || FileSystem::of(&layout.stored()).is_ok_and(|system| system.is_memory);
+        let is_in_memory = options.in_memory.unwrap_or_else(ask);
         let index = index::Index::open(options.index_chunks.then(|| layout.chunk_index()));
         Ok(Arc::new(Self {
             layout,

@@ -75,8 +75,9 @@ impl Receiving {
     /// Takes the next piece of the content.
     ///
     /// # Errors
-    /// If there is more than the blob's name says, or the file system refuses.
-    pub fn write(&mut self, piece: &Bytes) -> Result<(), ReceiveError> {
+    /// If there is more than the blob's name says, or the file system refuses. Then it has ended: of this piece, some may
+    /// have been written.
+    pub fn write(mut self, piece: &Bytes) -> Result<Self, ReceiveError> {
         let count = piece.len() as u64;
         self.received_bytes += count;
         let (expected_bytes, received_bytes) = (self.ticket.id.size_bytes, self.received_bytes);
@@ -86,7 +87,7 @@ impl Receiving {
         self.hasher.update(piece);
         self.temp.write(piece)?;
         self.ticket.wrote(count);
-        Ok(())
+        Ok(self)
     }
 
     /// Stores the blob, if what came is what its name says. When this returns `Ok`, it is on the disk, and would
@@ -113,7 +114,7 @@ impl Ticket {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn start(self) -> Result<Receiving, DiskError> {
+    pub fn start(self) -> Result<Receiving, ReceiveError> {
         let temp = self.store.temp_file()?;
         let hasher = Hasher::new(self.id.size_bytes, &self.store.hashing);
         Ok(Receiving { ticket: self, temp, hasher, received_bytes: 0 })
@@ -132,7 +133,7 @@ impl Ticket {
         for piece in body {
             let received_bytes = receiving.received_bytes;
             let piece = piece.map_err(|source| ReceiveError::Body { received_bytes, source })?;
-            receiving.write(&piece)?;
+            receiving = receiving.write(&piece)?;
         }
         receiving.finish()
     }

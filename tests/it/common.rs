@@ -79,19 +79,6 @@ impl TestServer {
         Self::serve(dir, storage, options, store)
     }
 
-    /// Over a store in memory, which does at once what others have threads do.
-    #[cfg(target_os = "linux")]
-    pub fn in_memory(options: server::Options) -> Self {
-        let dir = tempfile::tempdir_in(MEMORY).unwrap();
-        let storage = dir.path().join("storage");
-        // In containers, it is small.
-        let reserve = store::Reserve::Bytes(1 << 20);
-        let store =
-            Store::open(&storage, store::Options { reserve, ..Default::default() }).unwrap();
-        assert!(store.is_in_memory(), "these tests need a tmpfs in {MEMORY}");
-        Self::serve_store(dir, storage, options, store)
-    }
-
     /// Over a storage that stays when the server goes.
     pub fn over(storage: PathBuf, options: server::Options) -> Self {
         Self::serve(tempfile::tempdir().unwrap(), storage, options, store::Options::default())
@@ -266,11 +253,12 @@ impl Drop for TestServer {
     }
 }
 
-/// Runs a test over a store on the disk, and over one in memory.
+/// Runs a test over a store that has threads for its disk, and over one that does at once what they do, as it is in memory.
 pub fn on_each_kind_of_store(options: impl Fn() -> server::Options, test: impl Fn(&TestServer)) {
-    test(&TestServer::with(options()));
-    #[cfg(target_os = "linux")]
-    test(&TestServer::in_memory(options()));
+    for in_memory in [false, true] {
+        let store = store::Options { in_memory: Some(in_memory), ..Default::default() };
+        test(&TestServer::with_store(options(), store));
+    }
 }
 
 /// Waits until something is so.
