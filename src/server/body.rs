@@ -133,6 +133,19 @@ pub(super) async fn next_piece(
     }
 }
 
+/// The same, and counts its bytes, here and for the metrics.
+pub(super) async fn next_counted(
+    app: &App,
+    body: &mut Body,
+    bytes: &mut u64,
+) -> Result<Option<Bytes>, BodyError> {
+    let piece = next_piece(body, app.options.body_timeout).await?;
+    let count = piece.as_ref().map_or(0, |piece| piece.len() as u64);
+    *bytes += count;
+    app.metrics.received_bytes.inc_by(count);
+    Ok(piece)
+}
+
 /// What a [`PieceReader`] gets.
 enum Piece {
     Data(Bytes),
@@ -179,9 +192,7 @@ pub(super) async fn read_whole(
     content: &mut Vec<u8>,
     bytes: &mut u64,
 ) -> Result<(), ApiError> {
-    while let Some(piece) = next_piece(body, app.options.body_timeout).await? {
-        *bytes += piece.len() as u64;
-        app.metrics.received_bytes.inc_by(piece.len() as u64);
+    while let Some(piece) = next_counted(app, body, bytes).await? {
         content.extend_from_slice(&piece);
     }
     Ok(())
@@ -211,15 +222,12 @@ pub(super) async fn read_by_thread<T: Send + 'static>(
         read(&mut reader)
     });
     // `move`: when this ends, however, the reader must see the end, and the body be drained.
-    let (idle, received_bytes) = (app.options.body_timeout, &app.metrics.received_bytes);
     let feeding = async move {
         let mut sender = PieceSender { sender: &sender, at_once, room: None };
         if !begun.is_empty() {
             sender.send(Piece::Data(begun)).await;
         }
-        while let Some(piece) = next_piece(&mut body, idle).await? {
-            *bytes += piece.len() as u64;
-            received_bytes.inc_by(piece.len() as u64);
+        while let Some(piece) = next_counted(app, &mut body, bytes).await? {
             if *bytes > limit {
                 return Err(ApiError::too_long(limit));
             }

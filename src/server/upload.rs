@@ -15,7 +15,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{
     ApiError, App, Defer, Peer,
     access_log::UploadRecord,
-    body::{PieceReader, next_piece, read_by_thread, read_whole},
+    body::{PieceReader, next_counted, read_by_thread, read_whole},
     metrics::{Counted, HoldEnd, UploadEnd},
     routes::{NamedBlob, shown},
 };
@@ -203,10 +203,8 @@ async fn receive_here(
         receiving = receiving.and_then(|receiving| receiving.write(&begun));
     }
     while receiving.is_ok()
-        && let Some(piece) = next_piece(&mut body, app.options.body_timeout).await?
+        && let Some(piece) = next_counted(app, &mut body, bytes).await?
     {
-        *bytes += piece.len() as u64;
-        app.metrics.received_bytes.inc_by(piece.len() as u64);
         receiving = receiving.and_then(|receiving| receiving.write(&piece));
     }
     Ok(receiving.and_then(Receiving::finish))

@@ -29,16 +29,6 @@ use crate::{
     },
 };
 
-/// How many of these blobs, of which there are some, are removed while all others wait.
-fn next_batch(garbage: &[BlobId], most: usize) -> usize {
-    let mut bytes = 0u64;
-    let fits = |id: &&BlobId| {
-        bytes = bytes.saturating_add(id.size_bytes);
-        bytes <= BATCH_BYTES
-    };
-    garbage.iter().take(most).take_while(fits).count().max(1)
-}
-
 /// What has been needed within this time stays, whatever the maximal age: somebody has asked for the
 /// requirements, is sending what is missing, and will have a checkout made.
 pub const MIN_AGE: Duration = Duration::from_secs(6 * 3600);
@@ -55,6 +45,16 @@ const BATCH_BYTES: u64 = 256 << 20;
 
 /// How long the others then have.
 const BETWEEN_BATCHES: Duration = Duration::from_micros(50);
+
+/// How many of these blobs, of which there are some, are removed while all others wait.
+fn next_batch(garbage: &[BlobId], most: usize) -> usize {
+    let mut bytes = 0u64;
+    let fits = |id: &&BlobId| {
+        bytes = bytes.saturating_add(id.size_bytes);
+        bytes <= BATCH_BYTES
+    };
+    garbage.iter().take(most).take_while(fits).count().max(1)
+}
 
 /// How often directories that change while they are walked are looked at again while checkouts are made,
 /// and then how often while none gets its name.
