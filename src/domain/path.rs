@@ -130,6 +130,14 @@ impl CheckoutPath {
         self.0.as_str()
     }
 
+    /// Whether one of the two is the other, or lies inside it: deleting one would change the other.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let is_inside = |path: &str, dir: &str| {
+            path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        is_inside(self.as_str(), other.as_str()) || is_inside(other.as_str(), self.as_str())
+    }
+
     /// The closest valid name to any text, with something short behind it: characters that cannot
     /// stand in a name become `_`, and text that is too long is cut.
     pub fn sanitized(text: &str, suffix: &str) -> Self {
@@ -258,6 +266,19 @@ mod tests {
         for bad in ["..\\x", "a\\..\\..\\x", "\\x", "C:\\x", "a\\", "a\\\\b"] {
             assert!(RelPath::from_wire(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn overlap_goes_by_whole_parts() {
+        let overlap = |a: &str, b: &str| {
+            let (a, b): (CheckoutPath, CheckoutPath) = (a.parse().unwrap(), b.parse().unwrap());
+            assert_eq!(a.overlaps(&b), b.overlaps(&a), "{a} {b}");
+            a.overlaps(&b)
+        };
+        assert!(overlap("alice/shot", "alice/shot"));
+        assert!(overlap("alice/shot", "alice/shot/textures"));
+        assert!(!overlap("alice/shot", "alice/shot2"));
+        assert!(!overlap("alice/shot", "bob/shot"));
     }
 
     proptest! {
