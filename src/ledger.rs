@@ -9,7 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use rusqlite::{
-    Connection, OptionalExtension, Row, params,
+    Connection, OpenFlags, OptionalExtension, Row,
     types::{FromSqlError, Type},
 };
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,6 @@ const SCHEMA: &str = "
         activity TEXT NOT NULL,
         run TEXT
     ) STRICT;
-    CREATE INDEX IF NOT EXISTS jobs_by_checkout ON jobs (checkout);
     CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, priority DESC, number);
 ";
 
@@ -133,6 +132,23 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// All jobs in the ledger of a directory, the latest first; none if there is no ledger. Nothing is changed.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn read(dir: &Path) -> Result<Vec<Entry>, LedgerError> {
+        let path = dir.join(FILE_NAME);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let read = || {
+            let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            all(&connection)
+        };
+        read().map_err(|source| LedgerError { path: path.clone(), source })
+    }
+
     /// The jobs whose command ran when the last server ended, by their ids. It may run still.
     pub fn interrupted(&self) -> &[String] {
         &self.interrupted
@@ -171,11 +187,7 @@ impl Ledger {
     /// # Errors
     /// If they cannot be read.
     pub fn all(&self) -> Result<Vec<Entry>, LedgerError> {
-        self.with(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY number DESC");
-            let mut statement = connection.prepare_cached(&sql)?;
-            statement.query_map([], entry)?.collect()
-        })
+        self.with(|connection| all(connection))
     }
 
     /// Changes a job, if `change` makes something of it; what it is then, unless it is not there.
@@ -218,17 +230,6 @@ impl Ledger {
         })
     }
 
-    /// Whether a job other than this one uses a checkout.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn is_shared(&self, checkout: &str, id: &str) -> Result<bool, LedgerError> {
-        self.with(|connection| {
-            let sql = "SELECT EXISTS (SELECT 1 FROM jobs WHERE checkout = ?1 AND id <> ?2)";
-            connection.query_row(sql, params![checkout, id], |row| row.get(0))
-        })
-    }
-
     /// Forgets a job.
     ///
     /// # Errors
@@ -241,6 +242,12 @@ impl Ledger {
 /// A job of ours has one step.
 fn steps_done(status: JobStatus) -> i64 {
     i64::from(status == JobStatus::Completed)
+}
+
+fn all(connection: &Connection) -> rusqlite::Result<Vec<Entry>> {
+    let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY number DESC");
+    let mut statement = connection.prepare_cached(&sql)?;
+    statement.query_map([], entry)?.collect()
 }
 
 fn get(connection: &Connection, id: &str) -> rusqlite::Result<Option<Entry>> {
@@ -368,16 +375,18 @@ mod tests {
     }
 
     #[test]
-    fn a_checkout_that_others_use_is_shared() {
+    fn reading_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Ledger::read(dir.path()).unwrap(), []);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let ledger = Ledger::open(dir.path()).unwrap();
-        for (id, checkout) in [("a", Some("x")), ("b", Some("x")), ("c", Some("y")), ("d", None)] {
-            ledger.add(&taken(id, 50, checkout)).unwrap();
-        }
-        assert!(ledger.is_shared("x", "a").unwrap());
-        assert!(!ledger.is_shared("y", "c").unwrap());
-        ledger.remove("b").unwrap();
-        assert!(!ledger.is_shared("x", "a").unwrap());
+        let mut running = taken("a", 50, None);
+        let (started, output) = (Timestamp::now(), String::new());
+        running.run = Some(Run { started, ended: None, exit_code: None, error: None, output });
+        ledger.add(&running).unwrap();
+        drop(ledger);
+        let read = Ledger::read(dir.path()).unwrap();
+        assert!(read.len() == 1 && read[0].runs(), "{read:?}");
     }
 
     #[test]

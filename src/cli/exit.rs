@@ -289,6 +289,8 @@ impl From<OpenError> for Failure {
             OpenError::Mode(_) => {
                 return Self::of(Exit::Usage, &error, "choose another store.link_mode");
             }
+            // It says what to do.
+            OpenError::NotOurs(_) => return Self::new(Exit::Failed, with_causes(&error)),
             OpenError::Disk(error) if error.is_full() => {
                 "make room there, or choose another --storage"
             }

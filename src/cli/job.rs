@@ -1,5 +1,7 @@
 //! `farmhand job …`: what became of jobs, and what is to become of them.
 
+use std::io::IsTerminal;
+
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -14,7 +16,8 @@ use super::{
     submit::require_manager,
 };
 use crate::{
-    client::{RemoteJob, Shaman, Task},
+    client::{Deletion, RemoteJob, Shaman, Task},
+    domain::report::Outputs,
     jobs::JobStatus,
 };
 
@@ -56,10 +59,20 @@ enum What {
         #[arg(long, default_value = "requeued with farmhand")]
         reason: String,
     },
-    /// Delete a job, and its checkout where the server says that it goes, too
+    /// Delete a job, and its checkout if no other job uses it
+    ///
+    /// Says what is deleted, and asks on a terminal. Of the checkout, only the files that farmhand created are
+    /// removed: frames that were rendered there stay where they are.
+    #[command(visible_alias = "rm")]
     Delete {
         /// Its id
         id: String,
+        /// Do not ask; needed where there is no terminal
+        #[arg(long, short = 'y')]
+        yes: bool,
+        /// Remove the job's outputs, too: other files below its checkout, and its directory below renders/
+        #[arg(long)]
+        with_outputs: bool,
     },
     /// The last that a job's task has written: the one that is worked on, or else the latest
     Tail {
@@ -92,7 +105,9 @@ impl JobCommand {
             What::Requeue { id, reason } => {
                 change(context, &client, plain(id)?, JobStatus::Requeueing, reason).await
             }
-            What::Delete { id } => delete(context, &client, plain(id)?).await,
+            What::Delete { id, yes, with_outputs } => {
+                delete(context, &client, plain(id)?, *yes, *with_outputs).await
+            }
             What::Tail { id } => tail(context, &client, plain(id)?).await,
         }
     }
@@ -222,19 +237,96 @@ async fn change(
     Ok(Exit::Done)
 }
 
-async fn delete(context: &Context, client: &Shaman, id: &str) -> Result<Exit, Failure> {
-    let goes = client.what_would_delete_do(id).await?;
-    client.delete_job(id).await?;
-    if context.json {
-        print_json(&json!({
-            "schema": "farmhand.job.delete/1", "job_id": id, "shaman_checkout": goes.shaman_checkout,
-        }))?;
-    } else if goes.shaman_checkout {
-        print("deleted, and its checkout")?;
-    } else {
-        print("deleted; its checkout, if it has one, stays")?;
+async fn delete(
+    context: &Context,
+    client: &Shaman,
+    id: &str,
+    yes: bool,
+    with_outputs: bool,
+) -> Result<Exit, Failure> {
+    let (job, _) = client.job(id).await?;
+    let preview = client.what_would_delete_do(id).await?;
+    if !yes {
+        confirm(&job, &preview, with_outputs)?;
     }
+    let done = client.delete_job(id, with_outputs).await?;
+    // A Manager deletes in the background, and says no more than before.
+    let deletion = done.unwrap_or(preview);
+    if context.json {
+        let mut answer = json!({ "schema": "farmhand.job.delete/1", "job_id": id });
+        let fields = serde_json::to_value(&deletion).map_err(|error| {
+            Failure::new(Exit::Failed, format!("cannot write the results: {error}"))
+        })?;
+        if let (Value::Object(answer), Value::Object(fields)) = (&mut answer, fields) {
+            answer.extend(fields);
+        }
+        print_json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    print(&format!("deleted the job {}", escaped(id)))?;
+    fate(&deletion, with_outputs).iter().try_for_each(|line| print(line))?;
     Ok(Exit::Done)
+}
+
+/// Shows what a deletion would do, and asks.
+fn confirm(job: &RemoteJob, deletion: &Deletion, with_outputs: bool) -> Result<(), Failure> {
+    let id = escaped(&job.id);
+    if !std::io::stdin().is_terminal() {
+        let message = format!(
+            "the job {id} is not deleted: standard input is not a terminal, so the question cannot be asked; \
+             give --yes to delete it"
+        );
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    eprintln!("job {id}: {} ({})", escaped(&job.name), escaped(job.status.name()));
+    for line in fate(deletion, with_outputs) {
+        eprintln!("  {line}");
+    }
+    eprint!("Delete it? [y/N] ");
+    let mut answer = String::new();
+    let read = std::io::stdin().read_line(&mut answer);
+    if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Failed,
+        format!("the job {id} is not deleted, because the answer was not y"),
+    ))
+}
+
+/// What becomes of a job's files.
+fn fate(deletion: &Deletion, with_outputs: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    match &deletion.checkout {
+        Some(erased) => {
+            let (path, files) = (escaped(&erased.path), erased.files);
+            lines.push(format!("checkout {path}: {files} files that farmhand created are removed"));
+            lines.extend(outputs(&erased.outputs, &format!("below jobs/{path}"), with_outputs));
+        }
+        None if deletion.shaman_checkout => {
+            lines.push("its checkout is deleted; the server does not say which files stay".into());
+        }
+        None => lines.push("its checkout stays, or it has none".into()),
+    }
+    lines.extend(outputs(&deletion.renders, "in its directory below renders/", with_outputs));
+    lines
+}
+
+/// How many outputs are named.
+const NAMED: usize = 5;
+
+/// What becomes of outputs.
+pub(super) fn outputs(outputs: &Outputs, place: &str, with_outputs: bool) -> Option<String> {
+    if outputs.files == 0 {
+        return None;
+    }
+    let (files, size) = (outputs.files, bytesize::ByteSize::b(outputs.bytes));
+    let mut named: Vec<_> = outputs.paths.iter().take(NAMED).map(|path| escaped(path)).collect();
+    if files > named.len() as u64 {
+        named.push("…".into());
+    }
+    let then = if with_outputs { "are removed" } else { "stay (--with-outputs removes them)" };
+    Some(format!("{files} files ({size}) that jobs made {place} {then}: {}", named.join(", ")))
 }
 
 async fn tail(context: &Context, client: &Shaman, id: &str) -> Result<Exit, Failure> {
@@ -284,6 +376,37 @@ mod tests {
         tasks.push(task("d", "active", "2026-01-02T00:00:00Z"));
         assert_eq!(latest(&tasks).unwrap().id, "d");
         assert!(latest(&[]).is_none());
+    }
+
+    #[test]
+    fn a_preview_names_what_stays() {
+        let deletion = |text: Value| -> Deletion { serde_json::from_value(text).unwrap() };
+        let paths = ["a", "b", "c", "d", "e"].map(|name| format!("render/{name}\u{1b}.png"));
+        let both = deletion(json!({
+            "shaman_checkout": true,
+            "checkout": {
+                "path": "shot", "files": 12, "directories": 2,
+                "outputs": { "files": 6, "bytes": 2048, "paths": paths },
+            },
+            "renders": { "files": 1, "bytes": 1, "paths": ["0001.png"] },
+        }));
+        let lines = fate(&both, false);
+        assert_eq!(lines[0], "checkout shot: 12 files that farmhand created are removed");
+        assert!(
+            lines[1].contains("6 files (2.0 KiB) that jobs made below jobs/shot stay"),
+            "{lines:?}"
+        );
+        assert!(lines[1].contains("render/e") && lines[1].ends_with(", …"), "{lines:?}");
+        assert!(
+            lines[2].contains("1 files (1 B)") && lines[2].ends_with(": 0001.png"),
+            "{lines:?}"
+        );
+        assert!(fate(&both, true)[1..].iter().all(|line| line.contains("are removed")));
+        assert!(!lines.concat().contains(char::is_control), "{lines:?}");
+        let of_a_manager = fate(&deletion(json!({ "shaman_checkout": true })), false);
+        assert!(of_a_manager[0].contains("does not say which files stay"), "{of_a_manager:?}");
+        let stays = fate(&deletion(json!({ "shaman_checkout": false })), false);
+        assert_eq!(stays, ["its checkout stays, or it has none"]);
     }
 
     #[test]

@@ -17,9 +17,10 @@ use super::{
     settings::{Overrides, parse_time},
 };
 use crate::{
+    client::EraseRequest,
     domain::{
         BlobId, CheckoutPath, Digest,
-        report::{Amount, Done, GcReport, ScrubReport, Usage, UsageOf, VerifyReport, Why},
+        report::{Amount, Done, Erased, GcReport, ScrubReport, Usage, UsageOf, VerifyReport, Why},
     },
     meter::{Phase, Progress},
     store,
@@ -61,11 +62,23 @@ enum Action {
     ///
     /// OWN is what no other has: what there is to gain when it is erased and its blobs have aged.
     Du,
-    /// Remove checkouts. Their files stay stored until they are garbage
+    /// Delete checkouts. Their blobs stay stored until they are garbage
+    ///
+    /// Only the files that farmhand created are removed: frames that were rendered there stay where they are, and
+    /// are listed.
     Erase {
         /// The checkouts, as `list` shows them
         #[arg(required = true, value_name = "CHECKOUT")]
         checkouts: Vec<String>,
+        /// Also checkouts that a queued or running job uses
+        #[arg(long)]
+        force: bool,
+        /// Remove the files that farmhand did not create, too
+        #[arg(long)]
+        with_outputs: bool,
+        /// Remove nothing, and say what would be removed
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Check that checkouts are whole
     ///
@@ -212,18 +225,21 @@ impl Action {
                 let usage = client.usage().await?;
                 if context.json { json_answer("du", &usage) } else { print_usage(&usage) }
             }
-            Self::Erase { checkouts } => {
+            Self::Erase { checkouts, force, with_outputs, dry_run } => {
                 let paths = checkouts.iter().map(|path| checkout_path(path));
                 for path in paths.collect::<Result<Vec<_>, _>>()? {
-                    let erased = client.erase(&path).await?;
+                    let request = EraseRequest { force, with_outputs, dry_run };
+                    let erased = client.erase(&path, request).await?;
                     if context.json {
                         json_answer("erase", &erased)?;
-                    } else {
-                        print(&format!(
-                            "erased {}: {} files, {} directories",
-                            erased.path, erased.files, erased.directories
-                        ))?;
+                        continue;
                     }
+                    let Erased { path, files, directories, outputs, .. } = &erased;
+                    let would = if dry_run { "would erase" } else { "erased" };
+                    print(&format!("{would} {path}: {files} files, {directories} directories"))?;
+                    let place = format!("below jobs/{path}");
+                    let left = super::job::outputs(outputs, &place, with_outputs);
+                    left.iter().try_for_each(|line| print(line))?;
                 }
                 Ok(Exit::Done)
             }

@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     agent,
-    client::{ClientError, FoundType, RemoteJob, RemoteStatus, Shaman, Version, is_refusal},
+    client::{
+        ClientError, EraseRequest, FoundType, RemoteJob, RemoteStatus, Shaman, Version, is_refusal,
+    },
     domain::{CheckoutPath, RelPath},
     jobs::{JOBS_VARIABLE, JobStatus, JobType, Platform, Storage, SubmittedJob},
     scan::{Scan, SkipReason, Skipped},
@@ -677,7 +679,7 @@ fn waited_in_vain(job: &RemoteJob, limit: Duration) -> Failure {
 /// Erases a checkout for which there is no job, if the server is one that can; says what became of it.
 async fn erase(client: &Shaman, checkout: &str) -> String {
     let erased = match checkout.parse::<CheckoutPath>() {
-        Ok(path) => client.erase(&path).await.is_ok(),
+        Ok(path) => client.erase(&path, EraseRequest::default()).await.is_ok(),
         Err(_) => false,
     };
     if erased {

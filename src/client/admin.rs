@@ -15,6 +15,17 @@ use crate::{
 /// The longest line of an answer, in bytes: a report with many findings.
 const MAX_LINE_BYTES: usize = 64 << 20;
 
+/// How to delete a checkout.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EraseRequest {
+    /// Also if a job uses it that has not ended.
+    pub force: bool,
+    /// Removes files that farmhand did not create, too.
+    pub with_outputs: bool,
+    /// Removes nothing.
+    pub dry_run: bool,
+}
+
 impl Shaman {
     pub(super) fn admin_url(&self, path: &str) -> Url {
         let text = format!("{}{}/{path}", self.base, &wire::ADMIN[1..]);
@@ -73,14 +84,26 @@ impl Shaman {
         Ok(self.retrying(bounds, call, ClientError::is_transient).await?.0)
     }
 
-    /// Removes a checkout. Not tried again where the server may have seen it: then it would be gone,
-    /// and that look like an error.
+    /// Deletes a checkout, or says what that would do. Not tried again where the server may have seen it:
+    /// then it would be gone, and that look like an error.
     ///
     /// # Errors
-    /// [`ClientError::Status`] with 404 if there is none.
-    pub async fn erase(&self, checkout: &CheckoutPath) -> Result<Erased, ClientError> {
+    /// [`ClientError::Status`] with 404 if there is none, or 409 if it is not a whole checkout or a job
+    /// uses it.
+    pub async fn erase(
+        &self,
+        checkout: &CheckoutPath,
+        options: EraseRequest,
+    ) -> Result<Erased, ClientError> {
         let mut url = self.admin_url("checkouts");
+        let EraseRequest { force, with_outputs, dry_run } = options;
         url.query_pairs_mut().append_pair("path", checkout.as_str());
+        for (name, _) in [("force", force), ("with_outputs", with_outputs), ("dry_run", dry_run)]
+            .into_iter()
+            .filter(|(_, is_set)| *is_set)
+        {
+            url.query_pairs_mut().append_pair(name, "true");
+        }
         let bounds = self.large();
         let call = || self.json::<(), Erased>(bounds, Method::DELETE, url.clone(), None);
         Ok(self.retrying(bounds, call, ClientError::was_not_seen).await?.0)

@@ -9,6 +9,7 @@ use super::{
     job::{any, without_nulls},
 };
 use crate::{
+    domain::report::{Erased, Outputs},
     jobs::{JobStatus, JobType, SubmittedJob},
     wire::{self, hide_tokens},
 };
@@ -83,12 +84,18 @@ struct Jobs {
     jobs: Option<Vec<RemoteJob>>,
 }
 
-/// What goes with a job that is deleted.
-#[derive(Debug, Clone, Copy, Deserialize)]
+/// What deleting a job does with its files.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Deletion {
-    /// Its checkout.
+    /// Whether its checkout is deleted.
     #[serde(default, deserialize_with = "any")]
     pub shaman_checkout: bool,
+    /// What of the checkout is deleted, and which files stay; a Manager does not say.
+    #[serde(default, deserialize_with = "any", skip_serializing_if = "Option::is_none")]
+    pub checkout: Option<Erased>,
+    /// What the job has rendered to its own directory.
+    #[serde(default, deserialize_with = "any")]
+    pub renders: Outputs,
 }
 
 /// A job type, or that there is none of that name.
@@ -270,13 +277,27 @@ impl Shaman {
         self.get_api(&["jobs", id, "what-would-delete-do"]).await
     }
 
-    /// Deletes a job. Not tried again where it may have been seen: then it would be gone, and that look
-    /// like an error.
+    /// Deletes a job; with its outputs, if the server is one that leaves them otherwise. Not tried again where
+    /// it may have been seen: then it would be gone, and that look like an error. Returns what was deleted, if
+    /// the server says that: a Manager does not.
     ///
     /// # Errors
     /// [`ClientError::Status`] with 404 if there is none.
-    pub async fn delete_job(&self, id: &str) -> Result<(), ClientError> {
-        self.post_api(Method::DELETE, &["jobs", id], None::<&()>, false).await.map(drop)
+    pub async fn delete_job(
+        &self,
+        id: &str,
+        with_outputs: bool,
+    ) -> Result<Option<Deletion>, ClientError> {
+        let mut url = self.api_url(&["jobs", id]);
+        url.set_query(Some(if with_outputs {
+            "report=true&with_outputs=true"
+        } else {
+            "report=true"
+        }));
+        let bounds = self.large();
+        let call = || self.bytes(bounds, Method::DELETE, url.clone(), None::<&()>);
+        let done = self.retrying(bounds, call, ClientError::was_not_seen).await;
+        Ok(serde_json::from_slice(&done.map_err(of_manager)?.0).ok())
     }
 
     /// The steps of a job.

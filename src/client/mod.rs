@@ -20,6 +20,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header, redirec
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
+pub use admin::EraseRequest;
 pub use body::UploadBody;
 pub use download::{Download, DownloadError};
 pub use error::ClientError;

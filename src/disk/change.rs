@@ -6,7 +6,7 @@
 
 use std::{fs, io, path::Path};
 
-use super::{DiskError, IoContext};
+use super::{DiskError, IoContext, OpenDir};
 
 /// A kind of change. The names are those in the log and of the fault points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Change {
     pub fn make_in<T>(
         self,
         dir: &Path,
-        name: &str,
+        name: impl AsRef<Path>,
         change: impl FnOnce() -> io::Result<T>,
     ) -> Result<T, DiskError> {
         match fault(self.names().0).and_then(|()| change()) {
@@ -97,17 +97,6 @@ pub fn create_dir(path: &Path) -> Result<(), DiskError> {
     Change::CreateDir.make(path, None, || fs::create_dir(path))
 }
 
-/// Makes a directory if there is none.
-///
-/// # Errors
-/// If it cannot be made for another reason than being there.
-pub fn create_dir_if_missing(path: &Path) -> Result<(), DiskError> {
-    match create_dir(path) {
-        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
-    }
-}
-
 /// Makes a directory, and those above it, where there are none: each is a change of its own.
 ///
 /// # Errors
@@ -131,14 +120,6 @@ pub fn remove_file(path: &Path) -> Result<(), DiskError> {
     Change::Remove.make(path, None, || fs::remove_file(path))
 }
 
-/// Removes a directory and all that is in it.
-///
-/// # Errors
-/// If not all of it can be removed.
-pub fn remove_dir_all(path: &Path) -> Result<(), DiskError> {
-    Change::Remove.make(path, None, || fs::remove_dir_all(path))
-}
-
 /// Makes `link` a symbolic link to this target, written with `/` and kept as it is, but for Windows,
 /// which only follows relative links written with `\`.
 ///
@@ -157,24 +138,17 @@ pub fn symlink(target: &Path, link: &Path) -> Result<(), DiskError> {
     })
 }
 
-/// Makes `link` another name of `file`.
+/// Makes a file of this name in a directory that shares its content with `file` until one of them is
+/// written.
 ///
 /// # Errors
-/// If something stands at `link`, or the file system has no more names for it, or none at all.
-pub fn hard_link(file: &Path, link: &Path) -> Result<(), DiskError> {
-    Change::HardLink.make(link, Some(file), || fs::hard_link(file, link))
-}
-
-/// Makes `copy` a file of its own that shares its content with `file` until one of them is written.
-///
-/// # Errors
-/// If something stands at `copy`, or the file system cannot share content: few can.
-pub fn reflink(file: &Path, copy: &Path) -> Result<(), DiskError> {
-    Change::Reflink.make(copy, Some(file), || {
+/// If the name is taken, or the file system cannot share content: few can.
+pub fn reflink(file: &Path, (dir, name): (&OpenDir, &str)) -> Result<(), DiskError> {
+    Change::Reflink.make(&dir.path().join(name), Some(file), || {
         #[cfg(target_os = "linux")]
         {
             let source = fs::File::open(file)?;
-            let target = fs::File::options().write(true).create_new(true).open(copy)?;
+            let target = dir.create_file(name)?;
             rustix::fs::ioctl_ficlone(&target, &source)?;
             Ok(())
         }
@@ -183,30 +157,17 @@ pub fn reflink(file: &Path, copy: &Path) -> Result<(), DiskError> {
     })
 }
 
-/// Makes `copy` a file of its own with the content of `file`.
+/// Makes a file of this name in a directory, with the content of `file`.
 ///
 /// # Errors
-/// If something stands at `copy`, or the content cannot be read or written.
-pub fn copy_file(file: &Path, copy: &Path) -> Result<(), DiskError> {
-    Change::Copy.make(copy, Some(file), || {
+/// If the name is taken, or the content cannot be read or written.
+pub fn copy_file(file: &Path, (dir, name): (&OpenDir, &str)) -> Result<(), DiskError> {
+    Change::Copy.make(&dir.path().join(name), Some(file), || {
         let mut source = fs::File::open(file)?;
-        let mut target = fs::File::options().write(true).create_new(true).open(copy)?;
+        let mut target = dir.create_file(name)?;
         io::copy(&mut source, &mut target)?;
         Ok(())
     })
-}
-
-/// Removes a directory if it is empty. Returns whether it was.
-///
-/// # Errors
-/// If it is empty and cannot be removed.
-pub fn remove_dir_if_empty(path: &Path) -> Result<bool, DiskError> {
-    use io::ErrorKind::{DirectoryNotEmpty, NotFound};
-    match Change::Remove.make(path, None, || fs::remove_dir(path)) {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.source.kind(), DirectoryNotEmpty | NotFound) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// Takes the right to write away from everybody.
@@ -345,14 +306,6 @@ fn fault(name: &str) -> io::Result<()> {
 /// If `from` is not there, or on another file system, or a directory stands at `to`.
 pub fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
     Change::Rename.make(to, Some(from), || fs::rename(from, to))
-}
-
-/// Renames the directory `from` to `to` if nothing stands there, in one step.
-///
-/// # Errors
-/// [`io::ErrorKind::AlreadyExists`] if `to` is taken.
-pub fn rename_new(from: &Path, to: &Path) -> Result<(), DiskError> {
-    Change::Rename.make(to, Some(from), || super::rename::rename_new(from, to))
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{DiskError, IoContext};
+use super::{DiskError, IoContext, open_dir::no_follow};
 
 /// A held lock; dropped, it is free again.
 #[derive(Debug)]
@@ -35,13 +35,11 @@ impl Lock {
     /// # Errors
     /// If another process holds it, or the file cannot be opened.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .on("open", path)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        // A link would have another file emptied.
+        no_follow(&mut options);
+        let mut file = options.open(path).on("open", path)?;
         match file.try_lock() {
             Ok(()) => {
                 // What the last holder said of itself does not hold for us.
@@ -108,6 +106,17 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_no_lock_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("lock"), dir.path().join("target"));
+        std::fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(matches!(Lock::acquire(&path), Err(LockError::Disk(_))));
+        assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+    }
 
     #[test]
     fn the_second_is_refused_until_the_first_is_gone() {

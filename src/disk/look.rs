@@ -1,12 +1,6 @@
 //! Looks at many files, or at one without waiting for the disk.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
-
-use super::DiskError;
+use std::{fs, path::Path, time::SystemTime};
 
 /// What a look at a file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,109 +106,11 @@ fn found_at_once(file: &rustix::fd::OwnedFd) -> Option<Found> {
     has_all.then(|| Found::from(&found))
 }
 
-/// A directory that is held open: what is in it is found without the way to it.
-#[derive(Debug)]
-pub struct OpenDir {
-    path: PathBuf,
-    #[cfg(unix)]
-    dir: fs::File,
-}
-
-impl OpenDir {
-    /// Opens a directory.
-    ///
-    /// # Errors
-    /// If there is none, or it cannot be opened.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        #[cfg(unix)]
-        {
-            use rustix::fs::{CWD, Mode, OFlags, openat};
-            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let dir = openat(CWD, &path, flags, Mode::empty())?.into();
-            Ok(Self { path, dir })
-        }
-        #[cfg(not(unix))]
-        match fs::metadata(&path)?.is_dir() {
-            true => Ok(Self { path }),
-            false => Err(io::ErrorKind::NotADirectory.into()),
-        }
-    }
-
-    /// Looks at what stands under this name, and at no link's target.
-    ///
-    /// # Errors
-    /// If nothing does, or the file system cannot say.
-    pub fn look(&self, name: &str) -> io::Result<Found> {
-        #[cfg(unix)]
-        {
-            use rustix::fs::{AtFlags, statat};
-            Ok(Found::from(&statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
-        }
-        #[cfg(not(unix))]
-        fs::symlink_metadata(self.path.join(name)).map(|found| Found::from(&found))
-    }
-
-    /// How many directories there are in it, by the number of its names; `None` where those are not counted.
-    pub fn directories(&self) -> Option<u64> {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            // Itself by its name, and as `.`. File systems that do not count say 1.
-            self.dir.metadata().ok()?.nlink().checked_sub(2)
-        }
-        #[cfg(not(unix))]
-        None
-    }
-
-    /// All names in it that are text; `None` if it has more names than that, or cannot be listed.
-    pub fn names(&self, most: usize) -> Option<Vec<String>> {
-        let mut names = Vec::new();
-        for (number, entry) in fs::read_dir(&self.path).ok()?.enumerate() {
-            let name = entry.ok().filter(|_| number < most)?.file_name();
-            names.extend(name.into_string());
-        }
-        Some(names)
-    }
-
-    /// The directory's path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Makes a symbolic link of this name in it; see [`super::symlink`].
-    ///
-    /// # Errors
-    /// The same.
-    pub fn symlink(&self, target: &str, name: &str) -> Result<(), DiskError> {
-        #[cfg(unix)]
-        {
-            let make = || Ok(rustix::fs::symlinkat(target, &self.dir, name)?);
-            super::change::Change::Symlink.make_in(&self.path, name, make)
-        }
-        #[cfg(not(unix))]
-        super::symlink(Path::new(target), &self.path.join(name))
-    }
-
-    /// Sets the modification time of the file under this name to now.
-    ///
-    /// # Errors
-    /// If the file is gone or not ours.
-    pub fn touch(&self, name: &str) -> Result<(), DiskError> {
-        #[cfg(unix)]
-        {
-            let touched = super::stat::touch_at(&self.dir, Path::new(name));
-            touched.map_err(|source| DiskError { op: "touch", path: self.path.join(name), source })
-        }
-        #[cfg(not(unix))]
-        super::touch(&self.path.join(name))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{io, time::Duration};
 
-    use super::*;
+    use super::{super::OpenDir, *};
 
     #[test]
     fn all_ways_to_look_see_the_same() {

@@ -6,6 +6,7 @@ mod error;
 mod filesystem;
 mod lock;
 mod look;
+mod open_dir;
 mod part;
 mod publish;
 mod rename;
@@ -15,14 +16,14 @@ mod watch_limits;
 mod writers;
 
 pub use change::{
-    SyncPoint, copy_file, create_dir, create_dir_if_missing, create_dirs_if_missing, hard_link,
-    make_read_only, reflink, remove_dir_all, remove_dir_if_empty, remove_file, rename, rename_new,
-    symlink, sync_dir, sync_file_system,
+    SyncPoint, copy_file, create_dir, create_dirs_if_missing, make_read_only, reflink, remove_file,
+    rename, symlink, sync_dir, sync_file_system,
 };
 pub use error::{DiskError, IoContext};
 pub use filesystem::{FileSystem, is_rotational};
 pub use lock::{Lock, LockError};
-pub use look::{AtOnce, Found, OpenDir, look_at_once};
+pub use look::{AtOnce, Found, look_at_once};
+pub use open_dir::{EntryKind, EntryStat, OpenDir};
 pub use part::{PartFile, read_at};
 pub use publish::{TempFile, append_file, replace_file};
 pub(crate) use stat::unix_ns;

@@ -7,11 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{
-    DiskError, IoContext,
-    change::{Change, rename},
-    read_from_disk,
-};
+use super::{DiskError, IoContext, OpenDir, change::Change, open_dir::no_follow, read_from_disk};
 
 /// A file that is not whole yet. It stays where it is when this is dropped.
 #[derive(Debug)]
@@ -29,6 +25,7 @@ impl PartFile {
     pub fn open(path: PathBuf) -> Result<Self, DiskError> {
         let mut options = File::options();
         options.read(true).write(true);
+        no_follow(&mut options);
         let file = match options.open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 options.create_new(true);
@@ -96,7 +93,7 @@ impl PartFile {
     ///
     /// # Errors
     /// If it cannot: then it is what it was.
-    pub fn publish(&self, target: &Path) -> Result<(), DiskError> {
+    pub fn publish(&self, dir: &OpenDir, name: &str) -> Result<(), DiskError> {
         Change::ReadOnly.make(&self.path, None, || {
             #[cfg(unix)]
             let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o444);
@@ -109,7 +106,7 @@ impl PartFile {
             self.file.set_modified(SystemTime::now())?;
             self.file.set_permissions(permissions)
         })?;
-        rename(&self.path, target)
+        dir.rename_from(&self.path, name)
     }
 }
 
@@ -184,7 +181,8 @@ mod tests {
         assert!(!part.read_at(4, &mut found).unwrap(), "there is no more");
         part.write_at(0, b"abc").unwrap();
         part.sync().unwrap();
-        part.publish(&target).unwrap();
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        part.publish(&open, "blob").unwrap();
         assert!(!path.exists());
         assert_eq!(fs::read(&target).unwrap(), b"abcdef");
         assert!(fs::metadata(&target).unwrap().permissions().readonly());

@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    DiskError, IoContext,
+    DiskError, IoContext, OpenDir,
     change::{Change, remove_file, rename, sync_dir},
+    open_dir::no_follow,
 };
 
 /// A file that is being written and is not yet visible under its name. Dropped unpublished, it is removed.
@@ -81,6 +82,20 @@ impl TempFile {
         self.published = true;
         Ok(())
     }
+
+    /// The same for a name in an open directory.
+    ///
+    /// # Errors
+    /// As [`TempFile::publish`].
+    pub fn publish_in(mut self, dir: &OpenDir, name: &str) -> Result<(), DiskError> {
+        #[cfg(windows)]
+        if self.read_only {
+            set_read_only(&self.file, &self.path)?;
+        }
+        dir.rename_from(&self.path, name)?;
+        self.published = true;
+        Ok(())
+    }
 }
 
 /// Writes a small file of our own as a whole: readers see the old content or the new one. If `durable`,
@@ -112,6 +127,7 @@ pub fn replace_file(path: &Path, content: &[u8], durable: bool) -> Result<(), Di
 pub fn append_file(path: &Path, content: &[u8], durable: bool) -> Result<(), DiskError> {
     let mut options = File::options();
     options.append(true);
+    no_follow(&mut options);
     let (mut file, is_new) = match options.open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             options.create(true);

@@ -67,6 +67,23 @@ impl Fingerprint {
     }
 }
 
+/// Without the time of birth, which this call does not tell.
+#[cfg(unix)]
+impl From<&rustix::fs::Stat> for Fingerprint {
+    #[allow(clippy::unnecessary_cast, clippy::cast_sign_loss)] // The types differ between systems.
+    fn from(found: &rustix::fs::Stat) -> Self {
+        let ns = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+        Self {
+            size_bytes: found.st_size as u64,
+            mtime_ns: ns(found.st_mtime as i64, found.st_mtime_nsec as i64),
+            ctime_ns: ns(found.st_ctime as i64, found.st_ctime_nsec as i64),
+            inode: found.st_ino as u64,
+            device: found.st_dev as u64,
+            born_ns: 0,
+        }
+    }
+}
+
 /// Which directory it is, however it is called.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DirectoryId(#[cfg(unix)] (u64, u64), #[cfg(not(unix))] std::path::PathBuf);

@@ -132,10 +132,16 @@ impl CheckoutPath {
 
     /// Whether one of the two is the other, or lies inside it: deleting one would change the other.
     pub fn overlaps(&self, other: &Self) -> bool {
+        self.overlaps_path(other.as_str())
+    }
+
+    /// The same for a path below the checkouts that need not be the name of one.
+    pub fn overlaps_path(&self, path: &str) -> bool {
         let is_inside = |path: &str, dir: &str| {
             path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        is_inside(self.as_str(), other.as_str()) || is_inside(other.as_str(), self.as_str())
+        let path = path.trim_end_matches('/');
+        is_inside(self.as_str(), path) || is_inside(path, self.as_str())
     }
 
     /// The closest valid name to any text, with something short behind it: characters that cannot

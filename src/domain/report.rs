@@ -128,15 +128,74 @@ pub struct CheckoutInfo {
     pub gone: bool,
 }
 
-/// What erasing a checkout has removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// What deleting a checkout has removed, or would remove.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Erased {
     /// The checkout.
     pub path: String,
-    /// How many files and links it had.
+    /// Nothing was removed: this is what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// How many files and links it had that farmhand created.
     pub files: u64,
     /// How many directories, with its own and those above it that have become empty.
     pub directories: u64,
+    /// Files in it that farmhand did not create.
+    #[serde(default)]
+    pub outputs: Outputs,
+    /// The outputs were removed, too; otherwise they are where they were.
+    #[serde(default)]
+    pub outputs_removed: bool,
+}
+
+impl Erased {
+    /// Logs the outputs of a deletion: where they are, or that they are gone.
+    pub fn log_outputs(&self) {
+        if self.outputs.files == 0 {
+            return;
+        }
+        let (checkout, files, bytes) = (&self.path, self.outputs.files, self.outputs.bytes);
+        let first = self.outputs.paths.first();
+        if self.outputs_removed {
+            tracing::info!(
+                checkout,
+                files,
+                bytes,
+                first,
+                "outputs were removed with their checkout"
+            );
+        } else {
+            tracing::warn!(
+                checkout,
+                files,
+                bytes,
+                first,
+                "files that farmhand did not create stay where the checkout was"
+            );
+        }
+    }
+}
+
+/// Files below a checkout that farmhand did not create: frames that a job has rendered, mostly.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Outputs {
+    /// How many.
+    pub files: u64,
+    /// The sum of their sizes.
+    pub bytes: u64,
+    /// Their paths below the checkout: the first of them.
+    pub paths: Vec<String>,
+}
+
+impl Outputs {
+    /// One more, listed by its path if fewer than `most` are.
+    pub fn add(&mut self, path: &str, size_bytes: u64, most: usize) {
+        self.files += 1;
+        self.bytes = self.bytes.saturating_add(size_bytes);
+        if self.paths.len() < most {
+            self.paths.push(path.to_owned());
+        }
+    }
 }
 
 /// What fills a store.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::JOBS_VARIABLE;
+use crate::domain::CheckoutPath;
 
 /// What a job is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -210,6 +211,35 @@ pub struct Job {
     pub steps_total: i64,
 }
 
+/// Whether a job needs files of a checkout, or of anything in it or above it: its storage id says so, or any
+/// text in its settings is a path there. `jobs_dir` is the directory of checkouts, which some jobs name instead
+/// of the variable.
+pub fn uses_checkout(
+    checkout: &CheckoutPath,
+    storage_id: Option<&str>,
+    settings: &Map<String, Value>,
+    jobs_dir: &str,
+) -> bool {
+    let is_in = |text: &str, dir: &str| {
+        let path = text.strip_prefix(dir).and_then(|rest| rest.strip_prefix(['/', '\\']));
+        path.is_some_and(|path| checkout.overlaps_path(&path.replace('\\', "/")))
+    };
+    let is_used =
+        |text: &str| is_in(text, JOBS_VARIABLE) || (!jobs_dir.is_empty() && is_in(text, jobs_dir));
+    storage_id.is_some_and(|id| checkout.overlaps_path(id) || is_used(id))
+        || settings.values().any(|value| any_text(value, &is_used))
+}
+
+/// Whether any text in a value has a property.
+fn any_text(value: &Value, test: &impl Fn(&str) -> bool) -> bool {
+    match value {
+        Value::String(text) => test(text),
+        Value::Array(items) => items.iter().any(|item| any_text(item, test)),
+        Value::Object(fields) => fields.values().any(|field| any_text(field, test)),
+        _ => false,
+    }
+}
+
 /// The part of `{jobs}/checkout/path/of/the.blend` after `{jobs}/`.
 pub fn checkout_of(settings: &Map<String, Value>) -> Option<&str> {
     let text = settings.get("blendfile")?.as_str()?;
@@ -274,6 +304,34 @@ mod tests {
             assert!(end.change(UnderConstruction, false).is_err());
         }
         assert!(Completed.change(Canceled, false).is_err());
+    }
+
+    #[test]
+    fn users_of_a_checkout_are_found() {
+        let checkout: CheckoutPath = "alice/shot".parse().unwrap();
+        let uses = |id: Option<&str>, setting: Value| {
+            let settings = json!({ "x": setting });
+            uses_checkout(&checkout, id, settings.as_object().unwrap(), "/mnt/farm/jobs")
+        };
+        for id in ["alice/shot", "alice", "alice/shot/textures", "/mnt/farm/jobs/alice/shot"] {
+            assert!(uses(Some(id), Value::Null), "{id}");
+        }
+        for text in [
+            "{jobs}/alice/shot/a: b.blend",
+            "{jobs}\\alice\\shot\\a.blend",
+            "{jobs}/alice",
+            "/mnt/farm/jobs/alice/shot/scene.blend",
+        ] {
+            assert!(
+                uses(None, json!(text)) && uses(Some("bob"), json!({ "y": [1, text] })),
+                "{text}"
+            );
+        }
+        for text in
+            ["{jobs}/alice/shot2/a.blend", "/mnt/farm/jobs2/alice/shot", "alice/shot", "{jobs}"]
+        {
+            assert!(!uses(Some("alice/shots"), json!(text)), "{text}");
+        }
     }
 
     #[test]

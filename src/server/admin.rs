@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App, Job, download,
+    ApiError, App, Job, download, farm,
     routes::{parse, read_json},
     upkeep,
 };
@@ -27,7 +27,7 @@ use crate::{
         CheckoutPath, Digest,
         report::{CheckoutInfo, Erased, GcReport, ScrubReport, Usage, VerifyReport, Why},
     },
-    store::{EraseError, GcError, GcOptions, ScrubError, ScrubOptions, Store, Work},
+    store::{EraseError, EraseOptions, GcError, GcOptions, ScrubError, ScrubOptions, Store, Work},
     wire::{GcRequest, Line, PinAnswer, PinsAnswer, Problem, ScrubRequest, VerifyRequest},
 };
 
@@ -91,30 +91,97 @@ async fn checkouts(State(app): State<App>) -> Result<Json<Vec<CheckoutInfo>>, Ap
     Ok(Json(app.exec.compute(move || store.checkouts()).await?))
 }
 
-/// Removes a checkout.
+/// Which checkout to delete, and how.
+#[derive(Debug, serde::Deserialize)]
+struct Deleted {
+    path: String,
+    #[serde(default)]
+    force: bool,
+    #[serde(default)]
+    with_outputs: bool,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Deletes a checkout.
+///
+/// Only what farmhand created is removed. Other files stay where they are, and are listed.
 #[utoipa::path(
     delete, path = "/checkouts", operation_id = "eraseCheckout", tag = "store",
-    params(("path" = String, Query, description = "The checkout, as it is listed")),
+    params(
+        ("path" = String, Query, description = "The checkout, as it is listed"),
+        ("force" = Option<bool>, Query, description = "Also if a job uses it that has not ended"),
+        ("with_outputs" = Option<bool>, Query, description = "Remove files that farmhand did not create, too"),
+        ("dry_run" = Option<bool>, Query, description = "Remove nothing, and answer what would be removed"),
+    ),
     responses(
-        (status = 200, description = "It is gone", body = Erased),
+        (status = 200, description = "It is gone, or would be", body = Erased),
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 404, description = "There is no such checkout", body = Problem),
-        (status = 409, description = "It is none, but a folder with checkouts in it", body = Problem),
+        (status = 409, description = "It is not a whole checkout, or a job uses it", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
     )
 )]
 async fn erase(
     State(app): State<App>,
-    named: Result<Query<Named>, QueryRejection>,
+    named: Result<Query<Deleted>, QueryRejection>,
 ) -> Result<Json<Erased>, ApiError> {
-    let Query(Named { path }) = named.map_err(|_| {
-        ApiError::bad_request("which checkout? Ask for /farmhand/v1/checkouts?path=PATH")
+    let Query(Deleted { path, force, with_outputs, dry_run }) = named.map_err(|_| {
+        ApiError::bad_request(
+            "which checkout? Ask for /farmhand/v1/checkouts?path=PATH; force, with_outputs and dry_run \
+             are true or false",
+        )
     })?;
     let path = checkout_path(&path)?;
+    let options = EraseOptions { with_outputs, dry_run };
+    let (store, looked_at) = (app.store.clone(), path.clone());
+    let preview = EraseOptions { dry_run: true, ..options };
+    // First of all: a part of a checkout is refused whether a job uses it or not.
+    let erased = app.exec.compute(move || store.erase(&looked_at, preview)).await?;
+    if dry_run {
+        return Ok(Json(erased));
+    }
+    let leaving = if force { None } else { Some(require_unused(&app, &path).await?) };
     let store = app.store.clone();
-    let erased = app.exec.compute(move || store.erase(&path)).await?;
+    let erased = app
+        .exec
+        .compute(move || {
+            let _leaving = leaving;
+            store.erase(&path, options)
+        })
+        .await?;
     tracing::info!(checkout = %erased.path, files = erased.files, "erased");
+    erased.log_outputs();
     Ok(Json(erased))
+}
+
+/// Refuses if a job that has not ended uses a checkout. Until what is returned is dropped, no job is taken that
+/// does.
+async fn require_unused(app: &App, path: &CheckoutPath) -> Result<Option<farm::Leaving>, ApiError> {
+    let used = |id: &str, name: &str, status: &str| {
+        let name: String = name.chars().take(60).collect();
+        let message = format!(
+            "the checkout {path:?} is used by the job {id} ({name:?}, {status}); cancel or delete that job, or \
+             delete the checkout all the same with force (--force)"
+        );
+        ApiError::new(StatusCode::CONFLICT, message)
+    };
+    let store = app.store.clone();
+    let user = match &app.options.farm {
+        Some(farm) => match farm.leave(store, path.clone(), &app.exec).await? {
+            Ok(None) => return Err(not_now(&EraseError::Busy(path.clone()))),
+            Ok(leaving) => return Ok(leaving),
+            Err(job) => Some(job),
+        },
+        None => {
+            let path = path.clone();
+            app.exec.blocking(move || farm::live_user(None, &store, &path)).await?
+        }
+    };
+    match user {
+        Some(job) => Err(used(&job.id, &job.submitted.name, job.status.name())),
+        None => Ok(None),
+    }
 }
 
 /// What fills the store.
@@ -401,6 +468,10 @@ impl From<EraseError> for ApiError {
             EraseError::Folder(..) => {
                 Self::new(StatusCode::CONFLICT, format!("{error}; erase these one by one"))
             }
+            EraseError::Part { .. } => {
+                Self::new(StatusCode::CONFLICT, format!("{error}; give the whole one"))
+            }
+            EraseError::Busy(_) => not_now(&error),
             EraseError::Disk(error) => error.into(),
         }
     }

@@ -96,8 +96,8 @@ fn together(received: Vec<(usize, Ticket, TempFile)>, sync: &SyncPoint) -> Vec<(
     let mut synced = start.elapsed();
     let (mut results, mut named) = (Vec::with_capacity(received.len()), Vec::new());
     for (place, ticket, temp) in received {
-        match ticket.publish(|file| temp.publish(file)) {
-            Ok(()) => named.push((place, ticket)),
+        match ticket.publish(|dir, name| temp.publish_in(dir, name)) {
+            Ok(_) => named.push((place, ticket)),
             Err(error) => results.push((place, Err(error.into()))),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -10,16 +10,13 @@ use rayon::prelude::*;
 
 use super::{
     Durability, Store,
-    layout::{Layout, Links},
+    layout::{JOBS, Layout, Links},
     materialize,
-    records::{self, Record},
+    records::Record,
 };
 use crate::{
-    disk::{
-        DiskError, IoContext, OpenDir, create_dir, remove_dir_all, remove_file, rename_new,
-        sync_file_system,
-    },
-    domain::{BlobId, CheckoutPath, Entry, Manifest},
+    disk::{DiskError, EntryKind, IoContext, OpenDir, sync_file_system},
+    domain::{BlobId, CheckoutPath, Entry, Manifest, report::LinkMode},
 };
 
 /// How often a taken name gets another suffix. With 36⁴ of them, failing this often means that
@@ -76,12 +73,12 @@ impl Store {
         }
         self.check_lengths(wish, manifest)?;
         self.require_all(manifest)?;
-        let staging = Staging::create(&self.layout.building())?;
-        self.fill(&staging.0, wish, manifest)?;
+        let staging = Staging::create(self.open_dir(Layout::BUILDING)?)?;
+        let filled_ns = self.fill(&staging.dir, wish, manifest)?;
         let _one = self.naming.lock().expect("BUG: no one panics with this lock");
         let mut parents = Parents::default();
-        self.make_parents(wish, &mut parents)?;
-        let used = self.name(wish, &staging, manifest)?;
+        let above = self.make_parents(wish, &mut parents)?;
+        let used = self.name(wish, &staging, &above, manifest, filled_ns)?;
         parents.keep();
         Ok(used)
     }
@@ -104,64 +101,74 @@ impl Store {
         if missing.is_empty() { Ok(()) } else { Err(CheckoutError::Missing(missing)) }
     }
 
-    /// Makes the directories above a checkout. Each is a real directory, and no checkout itself, by
-    /// its record or its look: none must grow into another job's.
-    fn make_parents(&self, wish: &CheckoutPath, made: &mut Parents) -> Result<(), CheckoutError> {
+    /// Makes the directories above a checkout, and opens the last. Each is a real directory, and no
+    /// checkout itself, by its record or its look: none must grow into another job's.
+    fn make_parents(
+        &self,
+        wish: &CheckoutPath,
+        made: &mut Parents,
+    ) -> Result<OpenDir, CheckoutError> {
         let conflict = |reason| CheckoutError::Conflict { path: wish.clone(), reason };
-        let mut dir = self.layout.jobs();
+        let mut above = self.open_dir(JOBS)?;
         for (end, _) in wish.as_str().match_indices('/') {
-            let above = dir;
             let parent: CheckoutPath =
                 wish.as_str()[..end].parse().expect("BUG: a part of a checkout's path is one");
-            dir = self.layout.checkout(&parent);
-            let part = parent.as_str();
-            loop {
-                match fs::symlink_metadata(&dir) {
-                    Ok(found) if !found.is_dir() => {
+            let (part, name) = (parent.as_str(), parent.as_rel().split().1);
+            if self.erasing().contains_key(&parent) {
+                return Err(conflict(format!("{part:?} is being deleted")));
+            }
+            above = loop {
+                match above.open_below(name) {
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                         return Err(conflict(format!("{part:?} is not a directory")));
                     }
-                    Ok(_) if self.record(&parent)?.is_some() || holds_files(&dir)? => {
-                        return Err(conflict(format!("{part:?} is itself a checkout")));
-                    }
-                    Ok(_) => {
+                    Ok(dir) => {
+                        if self.record(&parent)?.is_some() || holds_files(&dir)? {
+                            return Err(conflict(format!("{part:?} is itself a checkout")));
+                        }
                         // Whoever made it may not have come this far.
-                        self.sync_dir(&above)?;
-                        break;
+                        self.sync_dir(above.path())?;
+                        break dir;
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error).on("look at", &dir)?,
+                    Err(error) => return Err(error).on("open", &above.path().join(name))?,
                 }
                 // Of a checkout that somebody has removed.
                 self.remove_record(&parent)?;
-                match create_dir(&dir) {
-                    Ok(()) => made.0.push(dir.clone()),
+                match above.create_dir(name) {
+                    Ok(()) => made
+                        .0
+                        .push((above.open_below("").on("open", above.path())?, name.to_owned())),
                     // Somebody was faster: look what it is.
                     Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
                     Err(error) => return Err(error.into()),
                 }
-            }
+            };
         }
-        Ok(())
+        Ok(above)
     }
 
     /// Makes all directories and links, and makes them durable.
+    ///
+    /// Returns the time of the file system when all files were written, if they are files of their own.
     fn fill(
         &self,
-        dir: &Path,
+        dir: &OpenDir,
         name: &CheckoutPath,
         manifest: &Manifest,
-    ) -> Result<(), CheckoutError> {
+    ) -> Result<Option<i64>, CheckoutError> {
         let folders = folders(manifest);
+        let open = |path: &str| dir.open_below(path).on("open", &dir.path().join(path));
         // A directory sorts before what is in it.
         for folder in folders.iter().skip(1) {
-            create_dir(&folder.below(dir)).map_err(bad_name)?;
+            let (above, name) = folder.path.rsplit_once('/').unwrap_or(("", folder.path));
+            open(above)?.create_dir(name).map_err(bad_name)?;
         }
         let mode = self.options.link_mode;
         // One thread for each directory: the file system lets no more than one make names in it.
         folders.par_iter().with_max_len(1).filter(|folder| !folder.runs.is_empty()).try_for_each(
             |folder| {
-                let path = folder.below(dir);
-                let open = OpenDir::open(path.clone()).on("open", &path)?;
+                let open = open(folder.path)?;
                 let make = |entry: &Entry, links: &mut Links| {
                     let blob = || self.layout.blob(&entry.blob).1;
                     let at = (&open, entry.path.split().1);
@@ -177,12 +184,17 @@ impl Store {
                 folder.runs.iter().copied().flatten().try_for_each(|entry| make(entry, &mut links))
             },
         )?;
+        let filled_ns = match mode {
+            LinkMode::Symlink => None,
+            _ => Some(dir.tick().on("note the time in", dir.path())?),
+        };
         if materialize::has_content(mode) && self.options.durability == Durability::Full {
             // One call for all of the files and directories.
-            return Ok(sync_file_system(dir)?);
+            sync_file_system(dir.path())?;
+            return Ok(filled_ns);
         }
-        folders.par_iter().try_for_each(|folder| self.sync_dir(&folder.below(dir)))?;
-        Ok(())
+        folders.par_iter().try_for_each(|folder| self.sync_dir(&folder.below(dir.path())))?;
+        Ok(filled_ns)
     }
 
     /// Moves a finished checkout to its name, or to a free one made from it, and records it.
@@ -190,20 +202,22 @@ impl Store {
         &self,
         wish: &CheckoutPath,
         staging: &Staging,
+        above: &OpenDir,
         manifest: &Manifest,
+        filled_ns: Option<i64>,
     ) -> Result<CheckoutPath, CheckoutError> {
         let mut name = wish.clone();
         for _ in 0..NAME_TRIES {
-            let target = self.layout.checkout(&name);
-            match rename_new(&staging.0, &target) {
+            let last = name.as_rel().split().1;
+            match staging.building.rename_new(&staging.name, above, last) {
                 Ok(()) => {
-                    let above = target.parent().expect("BUG: a checkout is below jobs/");
-                    let record = Record::new(&name, manifest, self.options.link_mode);
-                    let kept =
-                        self.sync_dir(above).and_then(|()| self.write_record(&name, &record));
+                    let record = Record::new(&name, manifest, self.options.link_mode, filled_ns);
+                    let kept = self
+                        .sync_dir(above.path())
+                        .and_then(|()| self.write_record(&name, &record));
                     if let Err(error) = kept {
                         // It is not to be seen if it is not to be relied on.
-                        let _ = rename_new(&target, &staging.0);
+                        let _ = above.rename_new(last, &staging.building, &staging.name);
                         let _ = self.remove_record(&name);
                         return Err(error.into());
                     }
@@ -270,14 +284,9 @@ fn suffix() -> String {
 }
 
 /// Whether a directory has anything but directories in it, as checkouts have.
-pub(super) fn holds_files(dir: &Path) -> Result<bool, DiskError> {
-    for entry in fs::read_dir(dir).on("list", dir)? {
-        let entry = entry.on("list", dir)?;
-        if !entry.file_type().on("look at", &entry.path())?.is_dir() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+pub(super) fn holds_files(dir: &OpenDir) -> Result<bool, DiskError> {
+    let entries = dir.entries().on("list", dir.path())?;
+    Ok(entries.iter().any(|(_, kind)| *kind != EntryKind::Directory))
 }
 
 /// In a fresh directory, these errors are about the names asked for.
@@ -291,27 +300,32 @@ fn bad_name(error: DiskError) -> CheckoutError {
 }
 
 /// A checkout without a name. Dropped before it has one, it is removed.
-struct Staging(PathBuf);
+struct Staging {
+    building: OpenDir,
+    name: String,
+    dir: OpenDir,
+}
 
 impl Staging {
-    fn create(building: &Path) -> Result<Self, DiskError> {
-        let dir = building.join(format!("{}-{}", std::process::id(), fastrand::u64(..)));
-        create_dir(&dir)?;
-        Ok(Self(dir))
+    fn create(building: OpenDir) -> Result<Self, DiskError> {
+        let name = format!("{}-{}", std::process::id(), fastrand::u64(..));
+        building.create_dir(&name)?;
+        let dir = building.open_below(&name).on("open", &building.path().join(&name))?;
+        Ok(Self { building, name, dir })
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Fails harmlessly when the checkout has moved to its name. What is left otherwise is
-        // removed at the next start.
-        let _ = remove_dir_all(&self.0);
+        // Finds nothing when the checkout has moved to its name. What is left otherwise is removed at
+        // the next start.
+        let _ = self.building.remove_all(&self.name);
     }
 }
 
 /// Directories made above a checkout that does not exist yet. Dropped before it does, they are removed.
 #[derive(Default)]
-struct Parents(Vec<PathBuf>);
+struct Parents(Vec<(OpenDir, String)>);
 
 impl Parents {
     fn keep(mut self) {
@@ -321,31 +335,19 @@ impl Parents {
 
 impl Drop for Parents {
     fn drop(&mut self) {
-        for dir in self.0.iter().rev() {
+        for (above, name) in self.0.iter().rev() {
             // Not if another checkout moved in meanwhile.
-            let _ = fs::remove_dir(dir);
+            let _ = above.remove_dir_if_empty(name);
         }
     }
 }
 
 /// Removes what a killed process was building.
-pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
-    let dir = layout.building();
-    for entry in fs::read_dir(&dir).on("list", &dir)? {
-        let entry = entry.on("list", &dir)?;
-        let path = entry.path();
-        if !entry.file_type().on("look at", &path)?.is_dir() {
-            // What a mode of links was tried with.
-            super::remove_leftover(remove_file(&path));
-            continue;
-        }
-        let erased = entry.file_name().to_str().and_then(Layout::erased);
-        // The name says which record may be left, so it goes after that.
-        super::remove_leftover(
-            erased
-                .map_or(Ok(()), |digest| records::forget_erased(layout, &digest))
-                .and_then(|()| remove_dir_all(&path)),
-        );
+pub(super) fn remove_leftovers(root: &OpenDir) -> Result<(), DiskError> {
+    let path = root.path().join(Layout::BUILDING);
+    let building = root.open_below(Layout::BUILDING).on("open", &path)?;
+    for (name, _) in building.entries().on("list", &path)? {
+        super::remove_leftover(building.remove_all(&name));
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use super::{
     walk::{Held, Item, Walk},
 };
 use crate::{
-    disk::{DirectoryId, DiskError, IoContext, remove_dir_if_empty, remove_file, rest_if_gentle},
+    disk::{DirectoryId, DiskError, IoContext, remove_file, rest_if_gentle},
     domain::{
         BlobId,
         report::{Amount, GcReport},
@@ -313,7 +313,7 @@ impl Store {
     }
 
     fn remove_if_unused(&self, id: &BlobId, max_age: Duration) -> Result<bool, DiskError> {
-        let (dir, file) = self.layout.blob(id);
+        let (_, file) = self.layout.blob(id);
         if self.inflight.get(id).is_some() {
             return Ok(false);
         }
@@ -322,9 +322,11 @@ impl Store {
         match kept(&found, SystemTime::now(), max_age).on("look at", &file)? {
             Kept::Young | Kept::Held => Ok(false),
             Kept::No => {
-                remove_file(&file)?;
+                let (prefix, own) = Layout::blob_dirs(id);
+                let dir = self.open_dir(&format!("{prefix}/{own}"))?;
+                dir.remove_file(Layout::blob_name(id))?;
                 self.counts.removed(id);
-                self.remove_blob_dir(&dir);
+                self.remove_blob_dir(id);
                 Ok(true)
             }
         }
@@ -332,8 +334,10 @@ impl Store {
 
     /// Removes the directory of a blob that is gone from it, unless there is one of the same digest
     /// and another size. An empty directory is in nobody's way.
-    pub(super) fn remove_blob_dir(&self, dir: &Path) {
-        if let Err(error) = remove_dir_if_empty(dir) {
+    pub(super) fn remove_blob_dir(&self, id: &BlobId) {
+        let (prefix, own) = Layout::blob_dirs(id);
+        let removed = self.open_dir(&prefix).and_then(|dir| dir.remove_dir_if_empty(own));
+        if let Err(error) = removed {
             tracing::warn!("{error}: {}", error.source);
         }
     }
@@ -409,7 +413,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{CheckoutPath, Manifest},
-        store::{Durability, Options},
+        store::{Durability, EraseOptions, Options},
     };
 
     #[test]
@@ -436,7 +440,7 @@ mod tests {
             let erasing = scope.spawn(|| {
                 for _ in 0..500 {
                     store.checkout(&name, &Manifest::default()).unwrap();
-                    store.erase(&name).unwrap();
+                    store.erase(&name, EraseOptions::default()).unwrap();
                 }
             });
             while !erasing.is_finished() {

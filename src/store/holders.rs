@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Store, Work,
+    EraseError, Store, Work,
     gc::{MIN_AGE, is_young, names_of},
     layout::Layout,
     records::{Record, digest_of, unix_s},
@@ -17,33 +17,18 @@ use super::{
     walk::{Held, Item, Walk},
 };
 use crate::{
-    disk::{DiskError, Fingerprint, IoContext, remove_dir_all, remove_dir_if_empty, rename_new},
+    disk::{DiskError, Fingerprint, IoContext},
     domain::{
         BlobId, CheckoutPath, Digest, Entry, RelPath,
         report::{
-            Amount, CheckoutInfo, CheckoutProblem, Erased, LinkMode, Usage, UsageOf, VerifyReport,
-            Why, WhyBlob,
+            Amount, CheckoutInfo, CheckoutProblem, LinkMode, Usage, UsageOf, VerifyReport, Why,
+            WhyBlob,
         },
     },
 };
 
 /// How many holders or problems are told one by one.
 const TOLD: usize = 1000;
-
-/// Why a checkout was not erased. It is as it was, or, if the disk failed late, gone from its place:
-/// the next start removes what is left of it.
-#[derive(Debug, thiserror::Error)]
-pub enum EraseError {
-    /// There is none of this name.
-    #[error("there is no checkout {0:?}")]
-    Unknown(CheckoutPath),
-    /// It is a directory with checkouts in it.
-    #[error("{0:?} is no checkout: there are checkouts in it ({1:?} and perhaps more)")]
-    Folder(CheckoutPath, String),
-    /// The file system refused.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-}
 
 /// Everything in a checkout that is no directory: where, and what.
 type Contents = Vec<(PathBuf, Held)>;
@@ -76,6 +61,28 @@ impl Store {
             found.push(info(record, false));
             return Ok(());
         }
+        let as_path: Option<CheckoutPath> = path.parse().ok();
+        if let Some(path) = &as_path {
+            // The rest of a checkout that is being deleted is none.
+            if self.erasing().contains_key(path) {
+                return Ok(());
+            }
+            if self.looks_like_checkout(path)? {
+                let files = match self.contents(dir) {
+                    Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    contents => contents?.len() as u64,
+                };
+                found.push(CheckoutInfo {
+                    path: path.as_str().to_owned(),
+                    created_s: None,
+                    files,
+                    bytes: None,
+                    link_mode: None,
+                    gone: false,
+                });
+                return Ok(());
+            }
+        }
         let mut dirs = Vec::new();
         let entries = match fs::read_dir(dir) {
             // Erased meanwhile.
@@ -87,29 +94,17 @@ impl Store {
         for entry in entries {
             let entry = entry.on("list", dir)?;
             let name = entry.file_name();
-            if entry.file_type().on("look at", &entry.path())?.is_dir() {
+            let kind = match entry.file_type() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                kind => kind.on("look at", &entry.path())?,
+            };
+            if kind.is_dir() {
                 let is_ours = path.is_empty() && entry.path() == self.layout.building();
                 match name.to_str() {
                     Some(name) if !is_ours => dirs.push(name.to_owned()),
                     Some(_) => {}
                     None => tracing::warn!("{} has no name in UTF-8", entry.path().display()),
                 }
-            } else if !path.is_empty() {
-                // Only checkouts have anything but directories in them.
-                let files = match self.contents(dir) {
-                    Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    contents => contents?.len() as u64,
-                };
-                let path = path.to_owned();
-                found.push(CheckoutInfo {
-                    path,
-                    created_s: None,
-                    files,
-                    bytes: None,
-                    link_mode: None,
-                    gone: false,
-                });
-                return Ok(());
             }
         }
         for name in dirs {
@@ -129,66 +124,13 @@ impl Store {
         Ok(found.into_inner().expect("BUG: no one panics with this lock"))
     }
 
-    /// Removes a checkout at once: it vanishes as a whole, then its files are removed. Its blobs
-    /// stay until they are garbage.
-    ///
-    /// # Errors
-    /// If there is no such checkout, or the file system refuses.
-    pub fn erase(&self, path: &CheckoutPath) -> Result<Erased, EraseError> {
-        let dir = self.layout.checkout(path);
-        let mut erased = Erased { path: path.as_str().to_owned(), files: 0, directories: 0 };
-        let trash = self.layout.trash(path);
-        {
-            let _one = self.naming.lock().expect("BUG: no one panics with this lock");
-            let is_there = match fs::symlink_metadata(&dir) {
-                Ok(found) => found.is_dir() && !Layout::is_reserved(path),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                Err(error) => return Err(error).on("look at", &dir)?,
-            };
-            if !is_there {
-                // Somebody has removed it by other means.
-                let was_known = self.remove_record(path)?;
-                return if was_known { Ok(erased) } else { Err(EraseError::Unknown(path.clone())) };
-            }
-            if let Some(inside) = self.checkout_inside(path)? {
-                return Err(EraseError::Folder(path.clone(), inside));
-            }
-            rename_new(&dir, &trash)?;
-            if let Err(error) = self.remove_record(path) {
-                // A record without its checkout would look as if the disk with it were missing.
-                let _ = rename_new(&trash, &dir);
-                return Err(error.into());
-            }
-            let mut above = dir.parent();
-            while let Some(dir) = above.filter(|dir| *dir != self.layout.jobs()) {
-                if !remove_dir_if_empty(dir)? {
-                    break;
-                }
-                erased.directories += 1;
-                above = dir.parent();
-            }
-            if let Some(dir) = above {
-                self.sync_dir(dir)?;
-            }
-        }
-        count(&trash, &mut erased)?;
-        remove_dir_all(&trash)?;
-        Ok(erased)
-    }
-
-    /// A checkout below this path, if it is none itself.
-    fn checkout_inside(&self, path: &CheckoutPath) -> Result<Option<String>, DiskError> {
-        if self.record(path)?.is_some() {
-            return Ok(None);
-        }
-        let prefix = format!("{path}/");
-        let inside =
-            self.records()?.into_iter().find(|(other, _)| other.as_str().starts_with(&prefix));
-        if let Some((inside, _)) = inside {
-            return Ok(Some(inside.as_str().to_owned()));
-        }
+    /// A checkout without a record below this path.
+    pub(super) fn checkout_inside(&self, path: &CheckoutPath) -> Result<Option<String>, DiskError> {
         let mut found = Vec::new();
         let dir = self.layout.checkout(path);
+        if !dir.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+            return Ok(None);
+        }
         self.find_checkouts(&dir, path.as_str(), &mut HashMap::new(), &mut found)?;
         Ok(found.into_iter().map(|info| info.path).find(|inside| inside != path.as_str()))
     }
@@ -483,20 +425,6 @@ fn info(record: Record, gone: bool) -> CheckoutInfo {
         link_mode: Some(record.link_mode),
         gone,
     }
-}
-
-/// Counts what is in a directory, and itself. Links are not followed.
-fn count(dir: &Path, erased: &mut Erased) -> Result<(), DiskError> {
-    erased.directories += 1;
-    for entry in fs::read_dir(dir).on("list", dir)? {
-        let entry = entry.on("list", dir)?;
-        if entry.file_type().on("look at", &entry.path())?.is_dir() {
-            count(&entry.path(), erased)?;
-        } else {
-            erased.files += 1;
-        }
-    }
-    Ok(())
 }
 
 /// Who holds which blob.

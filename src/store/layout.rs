@@ -14,6 +14,12 @@ use crate::{
     domain::{BlobId, CheckoutPath, Digest},
 };
 
+/// The directory of checkouts, below the storage directory.
+pub(super) const JOBS: &str = "jobs";
+
+/// The directory of the jobs' outputs.
+pub(super) const RENDERS: &str = "renders";
+
 /// The part of `jobs/` in which checkouts are built before they get their name.
 const BUILDING: &str = ".farmhand-building";
 
@@ -41,17 +47,17 @@ impl Layout {
     }
 
     pub fn stored(&self) -> PathBuf {
-        self.root.join("file-store/stored")
+        self.root.join(Self::STORED)
     }
 
     /// Blobs that are being received; flat, and only names with [`Layout::TEMP_SUFFIX`] are ours.
     pub fn uploading(&self) -> PathBuf {
-        self.root.join("file-store/uploading")
+        self.root.join(Self::UPLOADING)
     }
 
     /// Files that were not what their names say. On the file system of the blobs.
     pub fn quarantine(&self) -> PathBuf {
-        self.root.join("file-store/quarantine")
+        self.root.join(Self::QUARANTINE)
     }
 
     /// What farmhand remembers of this store.
@@ -61,17 +67,12 @@ impl Layout {
 
     /// Records of checkouts.
     pub fn records(&self) -> PathBuf {
-        self.memory().join("checkouts")
+        self.root.join(Self::RECORDS)
     }
 
     /// The record of one checkout. Its path may be longer than a name can be.
     pub fn record(&self, path: &CheckoutPath) -> PathBuf {
-        self.record_of(&digest_of(path))
-    }
-
-    /// The record of the checkout whose path has this digest.
-    pub fn record_of(&self, digest: &Digest) -> PathBuf {
-        self.records().join(format!("{digest}.json"))
+        self.records().join(Self::record_name(path))
     }
 
     pub fn pins(&self) -> PathBuf {
@@ -87,6 +88,28 @@ impl Layout {
     }
 
     pub const TEMP_SUFFIX: &str = ".farmhand-tmp";
+
+    /// Directories below the storage directory.
+    pub const STORED: &str = "file-store/stored";
+    pub const UPLOADING: &str = "file-store/uploading";
+    pub const QUARANTINE: &str = "file-store/quarantine";
+    pub const RECORDS: &str = "farmhand/checkouts";
+    pub const BUILDING: &str = "jobs/.farmhand-building";
+
+    /// The extension of the record of a checkout that is being deleted, without its outputs and with them.
+    pub const ERASING: &str = "erasing";
+    pub const ERASING_ALL: &str = "erasing-all";
+
+    /// The name of a checkout's record.
+    pub fn record_name(path: &CheckoutPath) -> String {
+        format!("{}.json", digest_of(path))
+    }
+
+    /// The name of its record while it is being deleted.
+    pub fn erasing_name(path: &CheckoutPath, with_outputs: bool) -> String {
+        let extension = if with_outputs { Self::ERASING_ALL } else { Self::ERASING };
+        format!("{}.{extension}", digest_of(path))
+    }
 
     /// What has come of a blob that comes in pieces.
     pub fn unfinished(&self, id: &BlobId) -> PathBuf {
@@ -110,7 +133,7 @@ impl Layout {
     }
 
     pub fn jobs(&self) -> PathBuf {
-        self.root.join("jobs")
+        self.root.join(JOBS)
     }
 
     pub fn building(&self) -> PathBuf {
@@ -138,13 +161,25 @@ impl Layout {
         Ok(())
     }
 
+    /// The directories of a blob: the path of the upper one below the storage directory, and the name of the
+    /// blob's own in it.
+    pub fn blob_dirs(id: &BlobId) -> (String, String) {
+        let hex = id.digest.to_string();
+        (format!("{}/{}", Self::STORED, &hex[..2]), hex[2..].to_owned())
+    }
+
+    /// The name of a blob's file in its directory.
+    pub fn blob_name(id: &BlobId) -> String {
+        format!("{}.blob", id.size_bytes)
+    }
+
     /// Where a blob stands: its directory, and its file.
     pub fn blob(&self, id: &BlobId) -> (PathBuf, PathBuf) {
         let hex = id.digest.to_string();
         let mut dir = self.stored();
         dir.push(&hex[..2]);
         dir.push(&hex[2..]);
-        let file = dir.join(format!("{}.blob", id.size_bytes));
+        let file = dir.join(Self::blob_name(id));
         (dir, file)
     }
 
@@ -166,17 +201,6 @@ impl Layout {
 
     pub fn checkout(&self, path: &CheckoutPath) -> PathBuf {
         self.jobs().join(path.as_str())
-    }
-
-    /// Where a checkout goes that is erased, until its files are removed. The name says which it was.
-    pub fn trash(&self, path: &CheckoutPath) -> PathBuf {
-        let name = format!("erased-{}-{:016x}", digest_of(path), fastrand::u64(..));
-        self.building().join(name)
-    }
-
-    /// The digest of the path of the checkout that is in the trash under this name.
-    pub fn erased(name: &str) -> Option<Digest> {
-        name.strip_prefix("erased-")?.split('-').next()?.parse().ok()
     }
 
     /// Whether a checkout of this name would stand where checkouts are built.

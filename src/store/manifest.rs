@@ -15,7 +15,7 @@ use super::{
     Store,
     checkout::holds_files,
     gc::names_of,
-    layout::Layout,
+    layout::{JOBS, Layout},
     materialize,
     walk::{Followed, Held, Item, follow},
 };
@@ -124,7 +124,14 @@ impl Store {
                 }
                 Err(error) => return Err(error).on("look at", &dir),
             }
-            if self.record(&part)?.is_some() || holds_files(&dir)? {
+            if self.erasing().contains_key(&part) {
+                return Ok(false);
+            }
+            let holds_files = || {
+                let below = format!("{JOBS}/{part}");
+                self.open_dir(&below).and_then(|dir| holds_files(&dir))
+            };
+            if self.record(&part)?.is_some() || holds_files()? {
                 // A part of it would be a folder in another checkout.
                 return Ok(end == text.len());
             }
@@ -211,7 +218,7 @@ impl Store {
     }
 
     /// The blobs of these sizes whose files have other names, by what makes a file the same file.
-    fn blobs_by_inode(
+    pub(super) fn blobs_by_inode(
         &self,
         sizes: &HashSet<u64>,
     ) -> Result<HashMap<(u64, u64), BlobId>, DiskError> {

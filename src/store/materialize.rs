@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use super::layout::Layout;
 use crate::{
-    disk::{DiskError, IoContext, OpenDir, TempFile, copy_file, hard_link, reflink, remove_file},
+    disk::{DiskError, IoContext, OpenDir, TempFile, copy_file, reflink, remove_file},
     domain::report::LinkMode,
 };
 
@@ -27,21 +27,20 @@ pub(super) fn make<'a>(
     blob: impl FnOnce() -> PathBuf,
     (dir, name): (&OpenDir, &str),
 ) -> Result<(), DiskError> {
-    let path = || dir.path().join(name);
     match mode {
         LinkMode::Symlink => dir.symlink(link(), name),
         LinkMode::Hardlink => {
-            let (blob, path) = (blob(), path());
-            match hard_link(&blob, &path) {
+            let blob = blob();
+            match dir.hard_link(&blob, name) {
                 // An empty file may stand at more places than it can have names.
                 Err(error) if error.source.kind() == io::ErrorKind::TooManyLinks => {
-                    copy_file(&blob, &path)
+                    copy_file(&blob, (dir, name))
                 }
                 made => made,
             }
         }
-        LinkMode::Reflink => reflink(&blob(), &path()),
-        LinkMode::Copy => copy_file(&blob(), &path()),
+        LinkMode::Reflink => reflink(&blob(), (dir, name)),
+        LinkMode::Copy => copy_file(&blob(), (dir, name)),
     }
 }
 

@@ -6,6 +6,7 @@
 mod batch;
 mod blobs;
 mod checkout;
+mod erase;
 mod examine;
 mod gc;
 mod hasher;
@@ -16,6 +17,7 @@ mod layout;
 mod lookup;
 mod manifest;
 mod materialize;
+mod ownership;
 mod pins;
 mod receive;
 mod records;
@@ -36,13 +38,14 @@ use std::{
 pub use batch::{Batch, Batched};
 pub use blobs::{Begin, Claimed, Ticket};
 pub use checkout::CheckoutError;
+pub use erase::{EraseError, EraseOptions};
 pub use examine::{holder, try_link_mode};
 pub use gc::{GcError, GcOptions, MIN_AGE};
-pub use holders::EraseError;
 pub use index::{Indexed, MIN_BYTES as MIN_INDEXED_BYTES};
 pub use inflight::Flight;
 pub use manifest::ManifestError;
 pub use materialize::ModeError;
+pub use ownership::NotOurs;
 pub use receive::{ReceiveError, Received, Receiving};
 pub use scrub::{AdoptError, ScrubError, ScrubOptions};
 pub use tally::Tally;
@@ -50,7 +53,8 @@ pub use unfinished::{BeginPieces, Finished, Laid, Request, UnfinishedError};
 pub use walk::Work;
 
 use crate::disk::{
-    DiskError, FileSystem, IoContext, Lock, LockError, Space, be_gentle, replace_file, sync_dir,
+    DiskError, FileSystem, IoContext, Lock, LockError, OpenDir, Space, be_gentle, replace_file,
+    sync_dir,
 };
 use crate::domain::{BlobId, report::LinkMode};
 use inflight::InFlight;
@@ -143,6 +147,9 @@ pub enum OpenError {
     /// Checkouts cannot be made in the way that was asked for.
     #[error(transparent)]
     Mode(#[from] ModeError),
+    /// A file or directory of the store is not one that can be trusted.
+    #[error(transparent)]
+    NotOurs(#[from] NotOurs),
     /// Its directories cannot be made or read.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -152,6 +159,9 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
+    /// The storage directory, held open: whatever is created, renamed or removed below it is reached
+    /// from here without following a link.
+    root: OpenDir,
     options: Options,
     inflight: InFlight,
     unfinished: unfinished::AllUnfinished,
@@ -166,6 +176,7 @@ pub struct Store {
     removal: RwLock<()>,
     /// Held while a checkout gets its name, or loses it.
     naming: Mutex<()>,
+    erasing: Mutex<erase::Erasing>,
     pinning: Mutex<()>,
     /// One garbage collection at a time, and one scrub.
     counts: tally::Counts,
@@ -188,6 +199,8 @@ impl Store {
         std::fs::create_dir_all(dir).on("create the storage directory", dir)?;
         let dir = std::path::absolute(dir).on("find", dir)?;
         let layout = Layout::new(&dir);
+        ownership::check(&layout)?;
+        let root = OpenDir::open(dir.clone()).on("open", &dir)?;
         let held = |error| match error {
             LockError::Held { note } => OpenError::InUse { dir: dir.display().to_string(), note },
             LockError::Disk(error) => error.into(),
@@ -197,14 +210,15 @@ impl Store {
         let dir_lock = Lock::acquire_directory(&layout.stored()).map_err(held)?;
         receive::remove_leftovers(&layout, std::time::Duration::ZERO)?;
         records::remove_leftovers(&layout)?;
-        checkout::remove_leftovers(&layout)?;
+        checkout::remove_leftovers(&root)?;
         materialize::probe(&layout, options.link_mode)?;
         // One that does not say may be anything.
         let ask = || FileSystem::of(&layout.stored()).is_ok_and(|system| system.is_memory);
         let is_in_memory = options.in_memory.unwrap_or_else(ask);
         let index = index::Index::open(options.index_chunks.then(|| layout.chunk_index()));
-        Ok(Arc::new(Self {
+        let store = Self {
             layout,
+            root,
             options,
             inflight: InFlight::default(),
             unfinished: unfinished::AllUnfinished::default(),
@@ -213,6 +227,7 @@ impl Store {
             admitted_bytes: AtomicU64::new(0),
             removal: RwLock::default(),
             naming: Mutex::default(),
+            erasing: Mutex::default(),
             pinning: Mutex::default(),
             counts: tally::Counts::default(),
             collecting: Mutex::default(),
@@ -221,7 +236,14 @@ impl Store {
             lock: lock.into(),
             is_in_memory,
             _dir_lock: dir_lock,
-        }))
+        };
+        store.finish_erasing()?;
+        Ok(Arc::new(store))
+    }
+
+    /// Opens a directory below the storage directory. No link on the way is followed.
+    fn open_dir(&self, below: &str) -> Result<OpenDir, DiskError> {
+        self.root.open_below(below).on("open", &self.layout.root().join(below))
     }
 
     /// The directory of the store, absolute.

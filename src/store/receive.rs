@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     fs, io,
-    path::Path,
     sync::{
         MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Durability, Store, Ticket, hasher::Hasher, layout::Layout};
 use crate::{
-    disk::{DiskError, IoContext, TempFile, create_dir_if_missing, remove_file},
+    disk::{DiskError, EntryKind, IoContext, OpenDir, TempFile, remove_file},
     domain::{BlobId, Digest},
 };
 
@@ -163,9 +162,9 @@ impl Ticket {
             temp.sync()?;
         }
         let synced = start.elapsed();
-        self.publish(|file| temp.publish(file))?;
+        let dirs = self.publish(|dir, name| temp.publish_in(dir, name))?;
         let start = Instant::now();
-        self.sync_name()?;
+        self.sync_name(&dirs)?;
         Ok(Received { synced: synced + start.elapsed() })
     }
 
@@ -176,18 +175,23 @@ impl Ticket {
     /// If it cannot get its name.
     pub(super) fn publish(
         &self,
-        publish: impl FnOnce(&Path) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
+        publish: impl FnOnce(&OpenDir, &str) -> Result<(), DiskError>,
+    ) -> Result<BlobDirs, DiskError> {
         let store = &self.store;
-        let (dir, file) = store.layout.blob(&self.id);
+        let name = Layout::blob_name(&self.id);
         store.unsynced().insert(self.id);
         let published = {
             let _stays = store.removal.read().expect("BUG: no one panics with this lock");
-            self.make_way(&dir, &file).and_then(|is_new| publish(&file).map(|()| is_new))
+            self.make_way(&name)
+                .and_then(|(dirs, is_new)| publish(&dirs.own, &name).map(|()| (dirs, is_new)))
         };
         match published {
-            Ok(true) => store.counts.stored(&self.id),
-            Ok(false) => {}
+            Ok((dirs, is_new)) => {
+                if is_new {
+                    store.counts.stored(&self.id);
+                }
+                Ok(dirs)
+            }
             Err(error) => {
                 store.unsynced().remove(&self.id);
                 // Windows does not replace a read-only file. If it is the same blob, sent beside us and
@@ -195,20 +199,24 @@ impl Ticket {
                 if store.is_there(&self.id)?.is_none() {
                     return Err(error);
                 }
+                let (prefix, own) = Layout::blob_dirs(&self.id);
+                let prefix = store.open_dir(&prefix)?;
+                let own = prefix.open_below(&own).on("open", &prefix.path().join(&own))?;
+                Ok(BlobDirs { prefix, own })
             }
         }
-        Ok(())
     }
 
     /// Makes the name durable.
     ///
     /// # Errors
     /// If it cannot be: then the blob does not count as stored.
-    pub(super) fn sync_name(&mut self) -> Result<(), DiskError> {
-        let (dir, _) = self.store.layout.blob(&self.id);
-        self.store.sync_dir(&dir)?;
-        // Also when the directory was there: whoever made it may not have come this far.
-        self.store.sync_dir(dir.parent().expect("BUG: a blob's directory has a parent"))?;
+    pub(super) fn sync_name(&mut self, dirs: &BlobDirs) -> Result<(), DiskError> {
+        if self.store.options.durability == Durability::Full {
+            dirs.own.sync()?;
+            // Also when the directory was there: whoever made it may not have come this far.
+            dirs.prefix.sync()?;
+        }
         self.name_is_synced();
         Ok(())
     }
@@ -222,23 +230,54 @@ impl Ticket {
 }
 
 impl Ticket {
-    /// Makes the directory of a blob. What stands in its way and is no file cannot be replaced by
-    /// one: it goes to quarantine. Whether there is no such file yet.
-    fn make_way(&self, dir: &Path, file: &Path) -> Result<bool, DiskError> {
-        match fs::symlink_metadata(dir) {
-            Ok(found) if !found.is_dir() => {
-                self.store.quarantine(&self.id, dir)?;
+    /// Makes and opens the directory of a blob. What stands in its way and is no file cannot be replaced by
+    /// one: it goes to quarantine, and so does a link in the place of the directory. Whether there is no such
+    /// file yet.
+    fn make_way(&self, name: &str) -> Result<(BlobDirs, bool), DiskError> {
+        let (prefix, own_name) = Layout::blob_dirs(&self.id);
+        let prefix = self.store.open_dir(&prefix)?;
+        let path = prefix.path().join(&own_name);
+        let is_new = create_if_missing(&prefix, &own_name)?;
+        let own = match prefix.open_below(&own_name) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                self.store.quarantine(&self.id, &prefix, &own_name)?;
+                create_if_missing(&prefix, &own_name)?;
+                prefix.open_below(&own_name)
             }
-            Ok(_) => match fs::symlink_metadata(file) {
-                Ok(found) if found.is_dir() => {
-                    self.store.quarantine(&self.id, file)?;
+            opened => opened,
+        };
+        let own = own.on("open", &path)?;
+        let is_free = is_new
+            || match own.stat(name) {
+                Ok(found) if found.kind == EntryKind::Directory => {
+                    self.store.quarantine(&self.id, &own, name)?;
+                    true
                 }
-                Ok(_) => return Ok(false),
-                Err(_) => {}
-            },
-            Err(_) => {}
-        }
-        create_dir_if_missing(dir).map(|()| true)
+                Ok(_) => false,
+                Err(_) => true,
+            };
+        // Moved to quarantine, it may have been the last in its directory, which then went, too.
+        let own = if is_free && !is_new && create_if_missing(&prefix, &own_name)? {
+            prefix.open_below(&own_name).on("open", &path)?
+        } else {
+            own
+        };
+        Ok((BlobDirs { prefix, own }, is_free))
+    }
+}
+
+/// The directories of a blob: its own, and the one above that.
+pub(super) struct BlobDirs {
+    prefix: OpenDir,
+    own: OpenDir,
+}
+
+/// Returns whether the directory was created.
+fn create_if_missing(dir: &OpenDir, name: &str) -> Result<bool, DiskError> {
+    match dir.create_dir(name) {
+        Ok(()) => Ok(true),
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

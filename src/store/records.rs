@@ -28,10 +28,44 @@ pub(super) struct Record {
     pub link_mode: LinkMode,
     /// Of all paths and blobs: see [`digest_of`].
     pub manifest: Digest,
+    /// The time of the file system when all files were written, in nanoseconds since 1970; none for
+    /// symbolic links. A file that has changed since then was changed by a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filled_ns: Option<i64>,
+}
+
+/// What is kept of a checkout while it is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ErasedRecord {
+    pub path: String,
+    /// As in [`Record`].
+    #[serde(default)]
+    pub filled_ns: Option<i64>,
+    /// Unknown for a checkout that farmhand did not create.
+    #[serde(default)]
+    pub link_mode: Option<LinkMode>,
+}
+
+impl ErasedRecord {
+    /// That of a checkout without a record.
+    pub fn by_look(path: &CheckoutPath) -> Self {
+        Self { path: path.as_str().to_owned(), filled_ns: None, link_mode: None }
+    }
+}
+
+impl From<Record> for ErasedRecord {
+    fn from(record: Record) -> Self {
+        Self { path: record.path, filled_ns: record.filled_ns, link_mode: Some(record.link_mode) }
+    }
 }
 
 impl Record {
-    pub fn new(path: &CheckoutPath, manifest: &Manifest, link_mode: LinkMode) -> Self {
+    pub fn new(
+        path: &CheckoutPath,
+        manifest: &Manifest,
+        link_mode: LinkMode,
+        filled_ns: Option<i64>,
+    ) -> Self {
         Self {
             path: path.as_str().to_owned(),
             created_s: unix_s(SystemTime::now()),
@@ -39,6 +73,7 @@ impl Record {
             bytes: manifest.total_bytes(),
             link_mode,
             manifest: digest_of(manifest.entries()),
+            filled_ns,
         }
     }
 }
@@ -135,6 +170,62 @@ impl Store {
     }
 }
 
+impl Store {
+    /// What is kept of a checkout whose deletion has begun. One that cannot be understood says no more
+    /// than its name.
+    pub(super) fn erasing_record(&self, path: &CheckoutPath) -> Result<ErasedRecord, DiskError> {
+        for with_outputs in [false, true] {
+            let file = self.layout.records().join(Layout::erasing_name(path, with_outputs));
+            match fs::read(&file) {
+                Ok(text) => {
+                    let record = serde_json::from_slice(&text).ok();
+                    return Ok(record.unwrap_or_else(|| ErasedRecord::by_look(path)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).on("read", &file),
+            }
+        }
+        Ok(ErasedRecord::by_look(path))
+    }
+
+    /// All checkouts whose deletion has begun, and whether it includes outputs.
+    pub(super) fn records_of_erasing(
+        &self,
+    ) -> Result<Vec<(CheckoutPath, ErasedRecord, bool)>, DiskError> {
+        let dir = self.layout.records();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).on("list", &dir)? {
+            let file = entry.on("list", &dir)?.path();
+            let extension = file.extension().and_then(|extension| extension.to_str());
+            let with_outputs = match extension {
+                Some(Layout::ERASING) => false,
+                Some(Layout::ERASING_ALL) => true,
+                _ => continue,
+            };
+            let text = fs::read(&file).on("read", &file)?;
+            let record = serde_json::from_slice::<ErasedRecord>(&text).ok();
+            match record.and_then(|record| Some((record.path.parse().ok()?, record))) {
+                Some((path, record)) => found.push((path, record, with_outputs)),
+                None => tracing::warn!("{} is no record of a checkout", file.display()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what was kept of a checkout that is deleted, and makes that durable: a later checkout of
+    /// its name must not be taken for it.
+    pub(super) fn remove_erasing_record(&self, path: &CheckoutPath) -> Result<(), DiskError> {
+        let records = self.open_dir(Layout::RECORDS)?;
+        for with_outputs in [false, true] {
+            match records.remove_file(Layout::erasing_name(path, with_outputs)) {
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
+        }
+        self.sync_dir(records.path())
+    }
+}
+
 /// Removes records that a killed process was writing.
 pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
     let dir = layout.records();
@@ -145,23 +236,6 @@ pub(super) fn remove_leftovers(layout: &Layout) -> Result<(), DiskError> {
         }
     }
     Ok(())
-}
-
-/// Removes the record of a checkout that was being erased when the process was killed, unless there
-/// is one of that name. Left alone, it would look as if the disk with the checkout were missing.
-pub(super) fn forget_erased(layout: &Layout, path: &Digest) -> Result<(), DiskError> {
-    let file = layout.record_of(path);
-    let record = match fs::read(&file) {
-        Ok(text) => parse(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error).on("read", &file),
-    };
-    let path = record.and_then(|record| record.path.parse::<CheckoutPath>().ok());
-    let is_gone = |path: &CheckoutPath| {
-        let found = fs::symlink_metadata(layout.checkout(path));
-        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    };
-    if path.is_some_and(|path| is_gone(&path)) { remove_file(&file) } else { Ok(()) }
 }
 
 fn parse(text: &[u8]) -> Option<Record> {

@@ -20,7 +20,7 @@ use super::{
     Options, Stopped, Store, Work, gc::names_of, layout::Layout, records::unix_s, walk::Item,
 };
 use crate::{
-    disk::{DiskError, IoContext, make_read_only, read_from_disk, rename, replace_file},
+    disk::{DiskError, IoContext, OpenDir, make_read_only, read_from_disk, replace_file},
     domain::{BlobId, Digest, report::Quarantined, report::ScrubReport},
 };
 
@@ -243,7 +243,7 @@ impl Store {
         match self.look(id) {
             // Sent again meanwhile: the next scrub will read that.
             Ok(now) if now.as_ref().is_none_or(|now| !wrong.is_same_file(now)) => Ok(Finding::Gone),
-            Ok(_) => Ok(match self.quarantine(id, &file) {
+            Ok(_) => Ok(match self.quarantine_blob(id) {
                 Ok(moved_to) => {
                     self.counts.gone(id);
                     Finding::Quarantined(Quarantined {
@@ -258,15 +258,26 @@ impl Store {
         }
     }
 
-    /// Moves what stands at `path` out of the way. The caller holds `removal`.
-    pub(super) fn quarantine(&self, id: &BlobId, path: &Path) -> Result<PathBuf, DiskError> {
+    /// Moves the file of a blob to quarantine. The caller holds `removal`.
+    fn quarantine_blob(&self, id: &BlobId) -> Result<PathBuf, DiskError> {
+        let (prefix, own) = Layout::blob_dirs(id);
+        self.quarantine(id, &self.open_dir(&format!("{prefix}/{own}"))?, &Layout::blob_name(id))
+    }
+
+    /// Moves an entry of a blob's directories to quarantine. The caller holds `removal`.
+    pub(super) fn quarantine(
+        &self,
+        id: &BlobId,
+        dir: &OpenDir,
+        name: &str,
+    ) -> Result<PathBuf, DiskError> {
         let now = unix_s(SystemTime::now());
-        let name = format!("{}-{}-{now}-{:04x}", id.digest, id.size_bytes, fastrand::u16(..));
-        let target = self.layout.quarantine().join(name);
-        rename(path, &target)?;
+        let target = format!("{}-{}-{now}-{:04x}", id.digest, id.size_bytes, fastrand::u16(..));
+        let quarantine = self.open_dir(Layout::QUARANTINE)?;
+        dir.rename(name, &quarantine, &target)?;
         self.counts.quarantined.fetch_add(1, Relaxed);
-        self.remove_blob_dir(&self.layout.blob(id).0);
-        Ok(target)
+        self.remove_blob_dir(id);
+        Ok(quarantine.path().join(target))
     }
 
     /// Where the last scrub stopped. Not worth an error: then it begins anew.

@@ -440,9 +440,9 @@ impl Store {
             return Err(error);
         }
         let synced = start.elapsed();
-        ticket.publish(|file| part.publish(file))?;
+        let dirs = ticket.publish(|dir, name| part.publish(dir, name))?;
         let start = Instant::now();
-        ticket.sync_name()?;
+        ticket.sync_name(&dirs)?;
         Ok(Received { synced: synced + start.elapsed() })
     }
 

@@ -52,6 +52,20 @@ pub fn file(content: &[u8], path: &str) -> Value {
     serde_json::json!({ "sha": sha(content), "size": content.len(), "path": path })
 }
 
+/// Opens a store. A process that another test is just starting has this one's open files until it runs its
+/// program, the lock of a store that was closed among them.
+fn open(storage: &Path, options: store::Options) -> std::sync::Arc<Store> {
+    let mut opened = None;
+    until(|| {
+        opened = match Store::open(storage, options) {
+            Err(store::OpenError::InUse { .. }) => None,
+            opened => Some(opened.unwrap()),
+        };
+        opened.is_some()
+    });
+    opened.unwrap()
+}
+
 /// A server in this process, over a store in a temporary directory.
 pub struct TestServer {
     pub dir: TempDir,
@@ -106,7 +120,7 @@ impl TestServer {
         farm: server::FarmOptions,
         options: server::Options,
     ) -> Self {
-        let store = Store::open(&storage, store::Options::default()).unwrap();
+        let store = open(&storage, store::Options::default());
         let farm = Some(server::Farm::open(&store, farm).unwrap());
         Self::serve_store(dir, storage, server::Options { farm, ..options }, store)
     }
@@ -122,7 +136,7 @@ impl TestServer {
         options: server::Options,
         store: store::Options,
     ) -> Self {
-        let store = Store::open(&storage, store).unwrap();
+        let store = open(&storage, store);
         Self::serve_store(dir, storage, options, store)
     }
 

@@ -56,6 +56,10 @@ fn report(answer: &Answer) -> Value {
 }
 
 /// A store in which there is something to do for everything that looks after it.
+/// The checkout that is deleted, and a file in it that farmhand did not create.
+const ERASED: &str = "jobs/shows/old/er";
+const FRAME: &str = "render/0001.png";
+
 fn prepare(home: &Path, storage: &Path) {
     let (server, _) = start(home, storage, "").unwrap();
     let mut connection = server.connect();
@@ -76,6 +80,9 @@ fn prepare(home: &Path, storage: &Path) {
     let pin = format!("pins/{}", sha(b"pinned"));
     assert_eq!(admin(&mut connection, "PUT", &pin, &Value::Null).unwrap().status, 200);
     drop(server);
+    // A job has rendered this.
+    fs::create_dir(storage.join(ERASED).join("render")).unwrap();
+    fs::write(storage.join(ERASED).join(FRAME), FRAME).unwrap();
     for content in others.into_iter().chain(GARBAGE).filter(|content| *content != b"young") {
         age(storage, content);
     }
@@ -197,12 +204,11 @@ fn check_upkeep(storage: &Path, done: &Done, at: &str) {
         let link = storage.join("jobs/shows/demo").join(name);
         assert!(link.is_symlink(), "{at}: {name} of a checkout is gone");
     }
-    let erased = storage.join("jobs/shows/old/er");
-    if erased.exists() {
-        assert_eq!(tree(&erased).len(), 2, "{at}: half a checkout is visible");
+    let erased = tree(&storage.join(ERASED));
+    assert_eq!(erased[FRAME], FRAME.as_bytes(), "{at}: a frame is lost");
+    if erased.len() > 1 {
+        assert_eq!(erased.len(), 3, "{at}: half a checkout is visible");
         assert!(!is_ok(&done.erase), "{at}: it was said to be gone");
-    } else {
-        assert!(!storage.join("jobs/shows/old/er").is_symlink());
     }
 
     // Pins are the old ones or the new ones.
@@ -251,11 +257,9 @@ fn look_after_again(server: &ServerProcess, storage: &Path, at: &str) {
     let erase = ask("DELETE", "checkouts?path=shows/old/er", Value::Null);
     let expected = if is_listed("shows/old/er") { 200 } else { 404 };
     // Garbage collection forgets those of which only the record is left.
-    assert!(
-        erase.status == expected || !storage.join("jobs/shows/old").exists(),
-        "{at}: {erase:?}"
-    );
-    assert!(!storage.join("jobs/shows/old/er").exists(), "{at}");
+    assert_eq!(erase.status, expected, "{at}: {erase:?}");
+    let left: Vec<_> = tree(&storage.join(ERASED)).into_keys().collect();
+    assert_eq!(left, [FRAME], "{at}");
     assert_eq!(ask("DELETE", &format!("pins/{}", sha(b"pinned")), Value::Null).status, 200);
     assert_eq!(ask("GET", "pins", Value::Null).json()["pins"], json!([sha(b"to be pinned")]));
     let listed = ask("GET", "checkouts", Value::Null).json();
@@ -447,73 +451,95 @@ fn a_first_start_that_fails_or_is_killed_anywhere_is_made_up_for_by_the_next() {
 
 /// With the only checkout on its way out, nothing must look as if the disk with the checkouts were gone.
 #[test]
-fn a_store_whose_only_checkout_was_being_erased_is_no_store_without_its_checkouts() {
+fn an_interrupted_deletion_is_finished() {
     for fault in [
         "rename:1=kill",
+        "sync-dir:1=kill",
         "remove:1=kill",
         "remove:2=kill",
-        "sync-dir:1=kill",
-        "remove:1=5",
+        "remove:3=kill",
+        "remove:4=kill",
+        "rename:1=5",
         "sync-dir:1=5",
+        "remove:1=5",
+        "remove:2=5",
     ] {
         let home = tempfile::tempdir().unwrap();
         let storage = home.path().join("storage");
         let (server, _) = start(home.path(), &storage, "").unwrap();
         let mut connection = server.connect();
         assert_eq!(connection.upload(b"held", "").status, 204);
-        let body = json!({ "checkoutPath": "shows/only", "files": [file(b"held", "dir/x")] });
+        let files = [file(b"held", "dir/x"), file(b"held", "dir/y")];
+        let body = json!({ "checkoutPath": "shows/only", "files": files });
         assert_eq!(connection.post_json("checkout/create", &body).status, 200);
         drop(server);
+        let frame = storage.join("jobs/shows/only/dir/frame");
+        fs::write(&frame, "rendered").unwrap();
         age(&storage, b"held");
         let (server, _) = start(home.path(), &storage, fault).unwrap();
         let path = "checkouts?path=shows/only";
         let answer = admin(&mut server.connect(), "DELETE", path, &Value::Null);
         assert_eq!(answer.is_some(), fault.ends_with(EIO), "{fault}");
         assert!(!is_ok(&answer), "{fault}: {answer:?}");
-        if fault == "remove:1=5" {
-            assert!(storage.join("jobs/shows/only").exists(), "it was not put back");
+        // It has not begun if its record could not be renamed.
+        let has_begun = !fault.starts_with("rename:1");
+        if answer.is_some() {
+            let mut connection = server.connect();
+            let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
+            let is_listed = listed.as_array().unwrap().len() == 1;
+            assert!(is_listed != has_begun || fault == "sync-dir:1=5", "{fault}: {listed}");
         }
         drop(server);
-        // Nor if the next start cannot make up for it, but the one after that.
+        // Nor if the next start cannot finish it, but the one after that.
         drop(start(home.path(), &storage, "remove:1=5").expect("it is opened nevertheless"));
         let (server, _) = start(home.path(), &storage, "").unwrap();
-        let left = fs::read_dir(storage.join("jobs/.farmhand-building")).unwrap().count();
-        assert_eq!(left, 0, "{fault}");
-        let is_there = storage.join("jobs/shows/only").exists();
         let mut connection = server.connect();
         let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
-        assert_eq!(listed.as_array().unwrap().len(), usize::from(is_there), "{fault}: {listed}");
+        let is_there = listed.as_array().unwrap().len() == 1;
+        assert_eq!(is_there, !has_begun, "{fault}: {listed}");
+        let left = tree(&storage.join("jobs/shows"));
+        assert_eq!(left.len(), if is_there { 3 } else { 1 }, "{fault}: {left:?}");
         let collected = report(&admin(&mut connection, "POST", "gc", &json!({})).unwrap());
         assert_eq!(collected["removed"]["blobs"], usize::from(!is_there), "{fault}: {collected}");
         let erased = admin(&mut connection, "DELETE", path, &Value::Null).unwrap();
         assert_eq!(erased.status, if is_there { 200 } else { 404 }, "{fault}");
+        assert_eq!(fs::read(&frame).unwrap(), b"rendered", "{fault}");
+        let records = fs::read_dir(storage.join("farmhand/checkouts")).unwrap().count();
+        assert_eq!(records, 0, "{fault}");
     }
 }
 
-/// What is left of an erased checkout says which it was; but there may be a new one of that name.
+/// A deletion that failed can be asked for again, and a checkout of the same name is not taken for the rest of it.
 #[test]
-fn a_checkout_made_anew_is_not_forgotten_for_what_is_left_of_the_old_one() {
+fn a_failed_deletion_can_be_repeated() {
     let home = tempfile::tempdir().unwrap();
     let storage = home.path().join("storage");
-    // The first two: a building directory that has its name by now, and the record.
-    let (server, _) = start(home.path(), &storage, "remove:3=5").unwrap();
+    let (server, _) = start(home.path(), &storage, "remove:2=5").unwrap();
     let mut connection = server.connect();
     assert_eq!(connection.upload(b"held", "").status, 204);
-    let body = json!({ "checkoutPath": "only", "files": [file(b"held", "x")] });
+    let files = [file(b"held", "x"), file(b"held", "y")];
+    let body = json!({ "checkoutPath": "only", "files": files });
     assert_eq!(connection.post_json("checkout/create", &body).status, 200);
-    let erased = admin(&mut connection, "DELETE", "checkouts?path=only", &Value::Null);
-    erased.unwrap().is_error(500, "cannot remove");
+    let path = "checkouts?path=only";
+    let failed = admin(&mut connection, "DELETE", path, &Value::Null).unwrap();
+    failed.is_error(500, "cannot remove");
+    assert_eq!(tree(&storage.join("jobs/only")).len(), 1, "it has begun");
+    // What is left of it is no checkout, and none is made in it.
+    let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
+    assert_eq!(listed, json!([]));
+    let inside = json!({ "checkoutPath": "only/inside", "files": [file(b"held", "x")] });
+    connection.post_json("checkout/create", &inside).is_error(409, "is being deleted");
+    let beside = connection.post_json("checkout/create", &body).json();
+    assert!(beside["checkoutPath"].as_str().unwrap().starts_with("only-"), "{beside}");
+    assert_eq!(admin(&mut connection, "DELETE", path, &Value::Null).unwrap().status, 200);
     assert!(!storage.join("jobs/only").exists());
     let answer = connection.post_json("checkout/create", &body);
     assert_eq!(answer.json()["checkoutPath"], "only");
     drop(server);
-    let left = || fs::read_dir(storage.join("jobs/.farmhand-building")).unwrap().count();
-    assert_eq!(left(), 1);
     let (server, _) = start(home.path(), &storage, "").unwrap();
-    assert_eq!(left(), 0);
     let listed = admin(&mut server.connect(), "GET", "checkouts", &Value::Null).unwrap().json();
-    assert_eq!(listed[0]["path"], "only");
-    assert!(listed[0]["created_s"].is_u64(), "its record is gone: {listed}");
+    assert!(listed[0]["path"] == "only" && listed[0]["created_s"].is_u64(), "{listed}");
+    assert_eq!(tree(&storage.join("jobs/only")).len(), 2);
 }
 
 /// A record that was being written when the process was killed is none.

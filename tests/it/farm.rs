@@ -49,7 +49,7 @@ fn with_script(script: &str, change: impl FnOnce(&mut Hook)) -> (tempfile::TempD
     (dir, TestServer::with_farm(farm))
 }
 
-fn scripted(dir: &Path, script: &str, change: impl FnOnce(&mut Hook)) -> FarmOptions {
+pub(super) fn scripted(dir: &Path, script: &str, change: impl FnOnce(&mut Hook)) -> FarmOptions {
     let path = dir.join("hook");
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();

@@ -20,6 +20,7 @@ mod delta;
 mod disk_full;
 mod doctor;
 mod download;
+mod erase;
 mod extension;
 mod farm;
 mod faults;

@@ -83,6 +83,8 @@ impl Go {
     }
 
     fn answer(&mut self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        // A Manager goes by the path, and does not mind a query.
+        let path = path.split('?').next().unwrap();
         let parts: Vec<&str> = path.trim_start_matches("/api/v3/").split('/').collect();
         let found = |id: &str| (0..self.jobs.len()).find(|number| Self::id(*number) == id);
         let none = || (404, r#"{"code":404,"message":"no such job"}"#.to_owned());
@@ -400,7 +402,8 @@ fn a_project_is_sent_and_a_job_submitted_for_a_file_of_it() {
     assert_eq!(succeeded(&job(&dir, &server.url(), &["cancel", &id])).trim(), "canceled");
     assert_eq!(succeeded(&job(&dir, &server.url(), &["requeue", &id])).trim(), "queued");
     failed(&job(&dir, &server.url(), &["tail", &id]), 4, "has no tasks yet");
-    assert!(succeeded(&job(&dir, &server.url(), &["delete", &id])).contains("and its checkout"));
+    let deleted = succeeded(&job(&dir, &server.url(), &["delete", "--yes", &id]));
+    assert!(deleted.contains("files that farmhand created are removed"), "{deleted}");
     assert!(!server.storage().join("jobs").join(&checkout).exists());
     failed(&job(&dir, &server.url(), &["show", &id]), 4, "there is no job");
     failed(&job(&dir, &server.url(), &["cancel", "../.."]), 4, "there is no job \"../..\"");
@@ -559,9 +562,10 @@ fn a_manager_is_understood_however_it_writes_its_answers() {
     let answer: Value = serde_json::from_str(&succeeded(&output)).unwrap();
     assert_eq!((&answer["job_id"], &answer["status"]), (&json!(ids[2]), &json!("completed")));
     assert!(answer["job_url"].as_str().unwrap().ends_with(&format!("/app/jobs/{}", ids[2])));
-    assert!(succeeded(&job(&dir, &url, &["delete", &ids[2]])).contains("and its checkout"));
+    let deleted = succeeded(&job(&dir, &url, &["delete", "--yes", &ids[2]]));
+    assert!(deleted.contains("its checkout is deleted"), "{deleted}");
     failed(&job(&dir, &url, &["show", &ids[2]]), 4, "no such job");
-    failed(&job(&dir, &url, &["delete", &ids[2]]), 4, "no such job");
+    failed(&job(&dir, &url, &["delete", "--yes", &ids[2]]), 4, "no such job");
 }
 
 /// What is between here and there gives up, and the Manager takes the job after that.
@@ -713,7 +717,10 @@ fn a_job_is_waited_for_and_its_end_is_the_exit_code() {
 #[test]
 fn a_job_goes_through_a_gateway() {
     let manager = TestServer::farm_for_others();
-    let front = Front::start(&manager, &[]);
+    // Asked by the command, and by the gateway. The Manager that stands in has no checkout of its own to delete.
+    let goes = Instead::Answer(200, "application/json", r#"{"shaman_checkout":true}"#);
+    let rule = ("GET", "what-would-delete-do", goes);
+    let front = Front::start(&manager, &[rule.clone(), rule]);
     let (dir, file) = project();
     let storage = dir.path().join("storage");
     let gateway = ServerProcess::start(
@@ -736,7 +743,7 @@ fn a_job_goes_through_a_gateway() {
     );
     assert!(heads.iter().all(|head| !head.contains("/shaman/")), "{heads:?}");
     // A Manager that says the checkout goes: ours.
-    succeeded(&job(&dir, &gateway.url, &["delete", &id]));
+    succeeded(&job(&dir, &gateway.url, &["delete", "--yes", &id]));
     until(|| !made.exists());
 }
 

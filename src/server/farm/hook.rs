@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Farm, now};
+use super::{Farm, now, output_dir};
 use crate::{
     jobs::JobStatus,
     ledger::{Entry, LedgerError, Run},
@@ -29,6 +30,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The variable that tells a command, and all that it starts, which job they are for.
 pub(super) const JOB_ID: &str = "FARMHAND_JOB_ID";
+
+/// The variable that tells a command where the job's outputs go: a directory that exists.
+const OUTPUT_DIR: &str = "FARMHAND_JOB_OUTPUT";
 
 /// A command that jobs are given to.
 #[derive(Debug, Clone)]
@@ -120,11 +124,16 @@ pub(in crate::server) async fn run(app: App, farm: Arc<Farm>) {
             }
         };
         let (farm, hook, ending) = (farm.clone(), hook.clone(), app.end.clone());
-        let exec = app.exec.clone();
+        let (exec, store) = (app.exec.clone(), app.store.clone());
         app.exec.spawn(async move {
             let _slot = slot;
             let id = entry.job.id.clone();
-            let end = perform(&hook, &farm, entry, &running, &ending).await;
+            let name = output_dir(&entry.job);
+            let created = exec.blocking(move || store.create_output_dir(&name)).await;
+            let end = match created {
+                Ok(output) => perform(&hook, &farm, entry, &output, &running, &ending).await,
+                Err(error) => End::Failed(format!("{error}: {}", error.source)),
+            };
             let noting = running.clone();
             let noted = exec.blocking(move || note(&farm, &hook, &id, &noting, &end)).await;
             if let Err(error) = noted {
@@ -161,6 +170,7 @@ async fn perform(
     hook: &Hook,
     farm: &Farm,
     entry: Entry,
+    output: &Path,
     running: &Running,
     server_ends: &CancellationToken,
 ) -> End {
@@ -173,6 +183,7 @@ async fn perform(
     command
         .args(&hook.command[1.min(hook.command.len())..])
         .env(JOB_ID, &id)
+        .env(OUTPUT_DIR, output)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

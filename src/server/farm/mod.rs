@@ -18,8 +18,9 @@ use jiff::{Timestamp, Unit};
 use tokio::sync::Notify;
 
 use crate::{
-    jobs::{Job, Platform},
-    ledger::{Ledger, LedgerError},
+    domain::CheckoutPath,
+    jobs::{Job, Platform, RENDERS_VARIABLE, SubmittedJob, uses_checkout},
+    ledger::{Entry, Ledger, LedgerError},
     store::Store,
 };
 
@@ -50,18 +51,21 @@ pub struct Options {
 #[derive(Debug, Default)]
 struct Going {
     jobs: HashSet<String>,
-    checkouts: HashSet<String>,
+    checkouts: HashSet<CheckoutPath>,
 }
 
 impl Going {
-    /// The checkout that goes and that a job with this one, or with its .blend at this path below the
-    /// checkouts, would use.
-    fn needed_by(&self, checkout: Option<&str>, blend: Option<&str>) -> Option<&String> {
-        let is_in = |path: &str, dir: &str| {
-            path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
+    /// The checkout that is being deleted and that a job with this one, or with these settings, would use.
+    fn needed_by(
+        &self,
+        checkout: Option<&str>,
+        job: &SubmittedJob,
+        jobs_dir: &str,
+    ) -> Option<&str> {
         let mut going = self.checkouts.iter();
-        going.find(|dir| [checkout, blend].into_iter().flatten().any(|path| is_in(path, dir)))
+        let needed =
+            |going: &&CheckoutPath| uses_checkout(going, checkout, &job.settings, jobs_dir);
+        going.find(needed).map(CheckoutPath::as_str)
     }
 }
 
@@ -108,6 +112,35 @@ impl Farm {
         }))
     }
 
+    /// Has no job taken that uses a checkout while it is deleted, unless one that has not ended uses it.
+    ///
+    /// # Errors
+    /// That job, or if the jobs cannot be read.
+    pub(super) async fn leave(
+        self: &Arc<Self>,
+        store: Arc<Store>,
+        checkout: CheckoutPath,
+        exec: &crate::exec::Exec,
+    ) -> Result<Result<Option<Leaving>, Job>, LedgerError> {
+        let turn = self.taking.clone().lock_owned().await;
+        let farm = self.clone();
+        exec.blocking(move || {
+            let user = live_user(Some(&farm), &store, &checkout)?;
+            let left = match user {
+                Some(job) => Err(job),
+                None => Ok(Leaving::begin(&farm, &checkout)),
+            };
+            drop(turn);
+            Ok(left)
+        })
+        .await
+    }
+
+    /// Whether a job uses a checkout, or anything in it or above it.
+    fn uses(&self, entry: &Entry, checkout: &CheckoutPath) -> bool {
+        uses(entry, checkout, &shown(&self.checkouts))
+    }
+
     fn running(&self) -> MutexGuard<'_, AllRunning> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,6 +162,11 @@ impl Farm {
             None => shown(&self.checkouts),
         };
         meanings.insert("jobs".into(), Meaning { value, is_twoway: false });
+        let value = match self.options.locations.get(platform.name()) {
+            Some(location) => beside(location, RENDERS),
+            None => shown(&self.storage.join(RENDERS)),
+        };
+        meanings.insert(RENDERS.into(), Meaning { value, is_twoway: false });
         meanings
     }
 
@@ -136,11 +174,81 @@ impl Farm {
     fn expanded(&self, mut job: Job) -> Job {
         let mut meanings = self.meanings(Audience::Workers, Platform::HERE);
         // The command runs where the store is, whatever others call that place.
-        let value = shown(&self.checkouts);
-        meanings.insert("jobs".into(), Meaning { value, is_twoway: false });
+        let here =
+            [("jobs", shown(&self.checkouts)), (RENDERS, shown(&self.storage.join(RENDERS)))];
+        for (name, value) in here {
+            meanings.insert(name.into(), Meaning { value, is_twoway: false });
+        }
         expand(&mut job.submitted.settings, &meanings, job.created);
         job
     }
+}
+
+/// A checkout that is being deleted, until this is dropped: no job is taken that uses it.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    farm: Arc<Farm>,
+    checkout: CheckoutPath,
+}
+
+impl Leaving {
+    /// `None` if it is being deleted already.
+    fn begin(farm: &Arc<Farm>, checkout: &CheckoutPath) -> Option<Self> {
+        let is_new = farm.going().checkouts.insert(checkout.clone());
+        is_new.then(|| Self { farm: farm.clone(), checkout: checkout.clone() })
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.farm.going().checkouts.remove(&self.checkout);
+    }
+}
+
+/// The directory of the jobs' outputs in the storage, and the variable that stands for it.
+const RENDERS: &str = "renders";
+
+/// Whether a job in a ledger uses a checkout, or anything in it or above it.
+fn uses(entry: &Entry, checkout: &CheckoutPath, jobs_dir: &str) -> bool {
+    let job = &entry.job.submitted;
+    let id = job.storage.as_ref().and_then(|storage| storage.shaman_checkout_id.as_deref());
+    [entry.checkout.as_deref(), id]
+        .into_iter()
+        .any(|id| uses_checkout(checkout, id, &job.settings, jobs_dir))
+}
+
+/// A job that has not ended and uses a checkout of this store, or anything in it or above it: of a farm's jobs,
+/// or of those that a farm has left in the store.
+///
+/// # Errors
+/// If the jobs cannot be read.
+pub(super) fn live_user(
+    farm: Option<&Farm>,
+    store: &Store,
+    checkout: &CheckoutPath,
+) -> Result<Option<Job>, LedgerError> {
+    let entries = match farm {
+        Some(farm) => farm.ledger.all()?,
+        None => Ledger::read(&store.state_dir())?,
+    };
+    let jobs_dir = shown(&store.checkouts_dir());
+    let is_user = |entry: &Entry| !entry.job.status.is_end() && uses(entry, checkout, &jobs_dir);
+    Ok(entries.into_iter().find(is_user).map(|entry| entry.job))
+}
+
+/// The name of a job's directory below `renders/`.
+fn output_dir(job: &Job) -> String {
+    output_dir_name(&job.submitted.name, &job.id)
+}
+
+fn output_dir_name(name: &str, id: &str) -> String {
+    let id: String = id.chars().take(8).collect();
+    CheckoutPath::sanitized(name, &format!("-{id}")).as_str().to_owned()
+}
+
+/// Where a job renders to if it does not say: each frame to a file of its own.
+fn default_output(name: &str, id: &str) -> String {
+    format!("{RENDERS_VARIABLE}/{}/######", output_dir_name(name, id))
 }
 
 fn shown(path: &Path) -> String {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs::DirEntry, io, sync::Arc};
 use axum::{
     Extension, Json,
     body::Body,
-    extract::{FromRequestParts, Path, State},
+    extract::{FromRequestParts, Path, Query, State, rejection::QueryRejection},
     http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
@@ -13,16 +13,24 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Audience, Farm, Meaning, now, variables::abbreviate};
+use super::{
+    Audience, Farm, Leaving, Meaning, default_output, now, output_dir, variables::abbreviate,
+};
 use crate::{
-    domain::CheckoutPath,
-    jobs::{BadSetting, Job, JobStatus, JobType, NotNow, Platform, SubmittedJob, checkout_of},
+    domain::{
+        CheckoutPath,
+        report::{Erased, Outputs},
+    },
+    jobs::{
+        BadSetting, Job, JobStatus, JobType, NotNow, OUTPUT_SETTING, Platform, SubmittedJob,
+        checkout_of,
+    },
     ledger::{Entry, LedgerError, Run},
     server::{
         ApiError, App, Peer,
         routes::{parse, read_json},
     },
-    store::{EraseError, Store},
+    store::{EraseError, EraseOptions, Store},
     wire::{self, Problem},
 };
 
@@ -340,7 +348,7 @@ async fn read_job(
     farm: &Arc<Farm>,
     headers: &HeaderMap,
     body: Body,
-) -> Result<SubmittedJob, ApiError> {
+) -> Result<(SubmittedJob, bool), ApiError> {
     let body = read_json(app, headers, body).await?;
     if body.bytes.len() > MAX_JOB_BYTES {
         return Err(ApiError::new(
@@ -378,7 +386,9 @@ async fn read_job(
         ));
     }
     kind.complete(&mut job.settings)?;
-    Ok(job)
+    let needs_output =
+        kind.setting(OUTPUT_SETTING).is_ok() && !job.settings.contains_key(OUTPUT_SETTING);
+    Ok((job, needs_output))
 }
 
 fn bad_priority(status: StatusCode, priority: i64) -> ApiError {
@@ -445,7 +455,7 @@ async fn submit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<JobAnswer>, ApiError> {
-    let mut submitted = read_job(&app, &farm, &headers, body).await?;
+    let (mut submitted, needs_output) = read_job(&app, &farm, &headers, body).await?;
     // Held by what does it, which goes on when the client has gone.
     let turn = farm.taking.clone().lock_owned().await;
     let (taking, store) = (farm.clone(), app.store.clone());
@@ -455,17 +465,24 @@ async fn submit(
             let meanings = taking.meanings(Audience::Users, submitted.submitter_platform);
             abbreviate(&mut submitted.settings, &meanings);
             let checkout = checkout_used(&store, &submitted)?;
-            let blend = checkout_of(&submitted.settings);
-            if let Some(gone) = taking.going().needed_by(checkout.as_deref(), blend) {
+            let jobs_dir = super::shown(&taking.checkouts);
+            let going = taking.going();
+            if let Some(gone) = going.needed_by(checkout.as_deref(), &submitted, &jobs_dir) {
                 return Err(ApiError::new(
                     StatusCode::CONFLICT,
                     format!("the checkout {gone:?} is being erased with its job: make another one"),
                 ));
             }
+            drop(going);
             let now = now();
+            let id = uuid::Uuid::new_v4().to_string();
+            if needs_output {
+                let path = default_output(&submitted.name, &id);
+                submitted.settings.insert(OUTPUT_SETTING.into(), path.into());
+            }
             let job = Job {
                 status: submitted.initial_status.unwrap_or(JobStatus::Queued),
-                id: uuid::Uuid::new_v4().to_string(),
+                id,
                 created: now,
                 updated: now,
                 activity: String::new(),
@@ -583,39 +600,54 @@ async fn job(NamedJob(farm, entry): NamedJob) -> Json<JobAnswer> {
     Json(JobAnswer { job: entry.job, run })
 }
 
-/// What goes with a job.
-#[derive(Debug, Serialize, ToSchema)]
+/// What deleting a job removes, and what it leaves where it is.
+#[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(as = JobDeletionInfo)]
 struct Deletion {
-    /// Its checkout.
+    /// Whether its checkout is deleted.
     shaman_checkout: bool,
+    /// The checkout that is deleted: how much of it farmhand created, and the files that it did not, which stay
+    /// unless they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkout: Option<Erased>,
+    /// Files in the job's directory below `renders/`. They stay, too, unless they are asked for.
+    renders: Outputs,
 }
 
 fn being_deleted(id: &str) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, format!("the job {id} is being deleted"))
 }
 
-/// The checkout that goes with a job: if it is one of ours, and no other job uses it.
-fn goes_with(
+/// The checkout that is deleted with a job: a whole one that no other job uses, nor anything in it or above it;
+/// and what deleting it would do.
+fn deleted_with(
     farm: &Farm,
     store: &Store,
     entry: &Entry,
-) -> Result<Option<CheckoutPath>, LedgerError> {
+) -> Result<Option<(CheckoutPath, Erased)>, ApiError> {
     let checkout = entry.checkout.as_deref().and_then(|text| text.parse().ok());
     let Some(checkout): Option<CheckoutPath> = checkout else { return Ok(None) };
-    if is_folder(store, &checkout) {
+    let id = &entry.job.id;
+    if farm.ledger.all()?.iter().any(|other| other.job.id != *id && farm.uses(other, &checkout)) {
         return Ok(None);
     }
-    let is_shared = farm.ledger.is_shared(checkout.as_str(), &entry.job.id)?;
-    Ok((!is_shared).then_some(checkout))
+    match store.erase(&checkout, EraseOptions { dry_run: true, with_outputs: false }) {
+        Ok(erased) => Ok(Some((checkout, erased))),
+        Err(EraseError::Disk(error)) => Err(error.into()),
+        // Nothing that could be deleted as this job's.
+        Err(error) => {
+            tracing::debug!(job = id, "no checkout is deleted with the job: {error}");
+            Ok(None)
+        }
+    }
 }
 
-/// What goes with a job that is deleted
+/// What deleting a job would do
 #[utoipa::path(
     get, path = "/jobs/{id}/what-would-delete-do", operation_id = "deleteJobWhatWouldItDo", tag = "farm",
     params(("id" = String, Path, description = "Its id")),
     responses(
-        (status = 200, description = "Whether its checkout goes", body = Deletion),
+        (status = 200, description = "Whether its checkout is deleted, and which files stay", body = Deletion),
         (status = 404, description = "There is no such job", body = Problem),
         (status = 500, description = "It cannot be read", body = Problem),
         (status = 501, description = "This is not served here", body = Problem),
@@ -626,16 +658,40 @@ async fn what_would_delete_do(
     NamedJob(farm, entry): NamedJob,
 ) -> Result<Json<Deletion>, ApiError> {
     let store = app.store.clone();
-    let goes = app.exec.blocking(move || goes_with(&farm, &store, &entry)).await?;
-    Ok(Json(Deletion { shaman_checkout: goes.is_some() }))
+    app.exec
+        .blocking(move || {
+            let checkout = deleted_with(&farm, &store, &entry)?.map(|(_, erased)| erased);
+            let renders = store.outputs_of_job(&output_dir(&entry.job), false)?;
+            Ok(Json(Deletion { shaman_checkout: checkout.is_some(), checkout, renders }))
+        })
+        .await
+}
+
+/// How a job is deleted.
+#[derive(Debug, Default, Deserialize)]
+pub(in crate::server) struct DeleteOptions {
+    /// Removes files that farmhand did not create, too.
+    #[serde(default)]
+    pub with_outputs: bool,
+    /// Answers what was deleted, instead of nothing.
+    #[serde(default)]
+    pub report: bool,
 }
 
 /// Delete a job, and its checkout if no other job uses it
+///
+/// Of the checkout, only what farmhand created is removed. Other files stay where they are.
 #[utoipa::path(
     delete, path = "/jobs/{id}", operation_id = "deleteJob", tag = "farm",
-    params(("id" = String, Path, description = "Its id")),
+    params(
+        ("id" = String, Path, description = "Its id"),
+        ("with_outputs" = Option<bool>, Query, description = "Remove files that farmhand did not create, too"),
+        ("report" = Option<bool>, Query, description = "Answer what was deleted"),
+    ),
     responses(
+        (status = 200, description = "It is gone, and this with it; if a report was asked for", body = Deletion),
         (status = 204, description = "It is gone"),
+        (status = 400, description = "The request is not as expected", body = Problem),
         (status = 404, description = "There is none", body = Problem),
         (status = 409, description = "It is being deleted already", body = Problem),
         (status = 500, description = "It cannot be deleted", body = Problem),
@@ -645,9 +701,12 @@ async fn what_would_delete_do(
 async fn delete(
     State(app): State<App>,
     NamedJob(farm, entry): NamedJob,
-) -> Result<StatusCode, ApiError> {
+    options: Result<Query<DeleteOptions>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(options) =
+        options.map_err(|_| ApiError::bad_request("with_outputs and report are true or false"))?;
     let id = entry.job.id.clone();
-    let mut parting = Parting::begin(&farm, &id)?;
+    let parting = Parting::begin(&farm, &id)?;
     // Not given to the command any more, and taken from it if it has it.
     let asked = farm.clone();
     let (parting, running) = app
@@ -664,40 +723,47 @@ async fn delete(
     // Held by what does it, which goes on when the client has gone.
     let turn = asked.taking.clone().lock_owned().await;
     let store = app.store.clone();
-    app.exec
+    let deletion = app
+        .exec
         .compute(move || {
-            let mut parting = parting;
-            let goes = goes_with(&asked, &store, &entry)?;
-            if let Some(checkout) = &goes {
-                parting.take_along(checkout);
-            } else {
-                asked.ledger.remove(&id)?;
-            }
+            let _parting = parting;
+            let checkout = deleted_with(&asked, &store, &entry)?.map(|(checkout, _)| checkout);
+            let _leaving = checkout.as_ref().map(|checkout| Leaving::begin(&asked, checkout));
             // Others are taken meanwhile, but none for this checkout.
             drop(turn);
-            if let Some(checkout) = goes {
-                match store.erase(&checkout) {
+            let mut deletion = Deletion::default();
+            if let Some(checkout) = checkout {
+                let with_outputs = options.with_outputs;
+                match store.erase(&checkout, EraseOptions { with_outputs, dry_run: false }) {
                     Ok(erased) => {
-                        tracing::info!(checkout = %erased.path, files = erased.files, "erased")
+                        tracing::info!(checkout = %erased.path, files = erased.files, "erased");
+                        erased.log_outputs();
+                        deletion.checkout = Some(erased);
                     }
-                    // Nothing that is this job's.
-                    Err(EraseError::Unknown(_) | EraseError::Folder(..)) => {}
-                    Err(error) => return Err(error.into()),
+                    Err(EraseError::Disk(error)) => return Err(error.into()),
+                    // Another request has deleted it meanwhile.
+                    Err(error) => tracing::info!(job = id, "{error}"),
                 }
-                // At last: if the disk fails before, the job is still there to be deleted again.
-                asked.ledger.remove(&id)?;
             }
+            let renders = output_dir(&entry.job);
+            deletion.renders = store.outputs_of_job(&renders, options.with_outputs)?;
+            deletion.shaman_checkout = deletion.checkout.is_some();
+            // At last: if the disk fails before, the job is still there to be deleted again.
+            asked.ledger.remove(&id)?;
             tracing::info!(job = id, "a job is deleted");
-            Ok(StatusCode::NO_CONTENT)
+            Ok::<_, ApiError>(deletion)
         })
-        .await
+        .await?;
+    Ok(match options.report {
+        true => Json(deletion).into_response(),
+        false => StatusCode::NO_CONTENT.into_response(),
+    })
 }
 
 /// A job that is being deleted, until this is dropped: nothing else may happen to it.
 struct Parting {
     farm: Arc<Farm>,
     id: String,
-    checkout: Option<String>,
 }
 
 impl Parting {
@@ -705,11 +771,11 @@ impl Parting {
         if !farm.going().jobs.insert(id.to_owned()) {
             return Err(being_deleted(id));
         }
-        Ok(Self { farm: farm.clone(), id: id.to_owned(), checkout: None })
+        Ok(Self { farm: farm.clone(), id: id.to_owned() })
     }
 
     /// Has it end; returns what runs of it.
-    fn end_job(&mut self) -> Result<Option<Arc<super::hook::Running>>, ApiError> {
+    fn end_job(&self) -> Result<Option<Arc<super::hook::Running>>, ApiError> {
         // No job begins or ends meanwhile.
         let all = self.farm.running();
         let changed = self.farm.ledger.update(&self.id, |mut entry| {
@@ -718,21 +784,11 @@ impl Parting {
         })?;
         if changed.is_none() { Err(no_job(&self.id)) } else { Ok(all.get(&self.id).cloned()) }
     }
-
-    /// Its checkout goes with it.
-    fn take_along(&mut self, checkout: &CheckoutPath) {
-        self.farm.going().checkouts.insert(checkout.as_str().to_owned());
-        self.checkout = Some(checkout.as_str().to_owned());
-    }
 }
 
 impl Drop for Parting {
     fn drop(&mut self) {
-        let mut going = self.farm.going();
-        going.jobs.remove(&self.id);
-        if let Some(checkout) = &self.checkout {
-            going.checkouts.remove(checkout);
-        }
+        self.farm.going().jobs.remove(&self.id);
     }
 }
 

@@ -15,7 +15,11 @@ use super::{
     super::{App, body::next_piece},
     Gateway, Head, NoAnswer, passed,
 };
-use crate::{domain::CheckoutPath, store::EraseError, wire::hide_tokens};
+use crate::{
+    domain::CheckoutPath,
+    store::{EraseError, EraseOptions},
+    wire::hide_tokens,
+};
 
 /// Where the Manager has its jobs.
 const JOBS: &str = "/api/v3/jobs";
@@ -288,9 +292,10 @@ fn not_certain(path: &str, reason: &str) {
 
 async fn erase(app: &App, Doomed { job, checkout }: Doomed) {
     let (store, path) = (app.store.clone(), checkout.clone());
-    match app.exec.compute(move || store.erase(&path)).await {
+    match app.exec.compute(move || store.erase(&path, EraseOptions::default())).await {
         Ok(erased) => {
             tracing::info!(%checkout, job, files = erased.files, "erased with its job");
+            erased.log_outputs();
         }
         Err(EraseError::Unknown(_)) => tracing::debug!(%checkout, job, "there is none to erase"),
         Err(error) => tracing::warn!(%checkout, job, %error, "not erased with its job"),
