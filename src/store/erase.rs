@@ -506,3 +506,48 @@ fn linked_sizes(dir: &OpenDir, sizes: &mut HashSet<u64>, depth: usize) -> Result
     }
     Ok(())
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn removal(dir: &OpenDir, other_device: bool) -> Removal {
+        let origin = Origin { filled_ns: None, hard_links: HashMap::new() };
+        let options = EraseOptions { with_outputs: true, dry_run: false };
+        let device = dir.device().expect("a device") + u64::from(other_device);
+        Removal::new(origin, options, device)
+    }
+
+    #[test]
+    fn mounted_file_systems_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("mounted")).unwrap();
+        fs::write(dir.path().join("mounted/precious"), "x").unwrap();
+        fs::write(dir.path().join("output"), "x").unwrap();
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        // As if all that is below were on another device.
+        let mut elsewhere = removal(&open, true);
+        assert!(!elsewhere.clear(&open, "", 0).unwrap());
+        assert_eq!(elsewhere.outputs.paths.iter().filter(|path| *path == "mounted").count(), 1);
+        assert!(dir.path().join("mounted/precious").exists());
+        assert!(!dir.path().join("output").exists());
+        let mut here = removal(&open, false);
+        assert!(here.clear(&open, "", 0).unwrap());
+        assert!(!dir.path().join("mounted").exists());
+    }
+
+    #[test]
+    fn trees_without_end_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut deep = dir.path().to_owned();
+        for _ in 0..=MAX_DEPTH {
+            deep.push("d");
+        }
+        fs::create_dir_all(&deep).unwrap();
+        let open = OpenDir::open(dir.path().to_owned()).unwrap();
+        let error = removal(&open, false).clear(&open, "", 0).unwrap_err();
+        assert!(error.source.to_string().contains("nested too deep"), "{error}");
+    }
+}
