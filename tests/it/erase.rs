@@ -132,6 +132,8 @@ fn erasing_keeps_outputs_in_each_link_mode() {
             fs::write(&copy, "painted").unwrap();
             kept.push("textures/wood.png");
         }
+        // Also where only the record tells that there is a checkout in it.
+        erase(&server, "show").is_error(409, "there are checkouts in it (\"show/shot\"");
         let preview = erase(&server, "show/shot&dry_run=true").json();
         assert_eq!(names(&dir).len(), 4, "{mode:?}: a dry run removes nothing");
         let erased = erase(&server, "show/shot").json();
