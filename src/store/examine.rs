@@ -1,6 +1,6 @@
 //! A look at a store that is not opened, nor changed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{ModeError, Reserve, layout::Layout, materialize};
 use crate::{disk::Lock, domain::report::LinkMode};
@@ -18,6 +18,12 @@ impl Reserve {
 /// Who has the store in this directory open, in words of its own; `None`: nobody.
 pub fn holder(dir: &Path) -> Option<String> {
     Lock::holder(&Layout::new(dir).lock())
+}
+
+/// The directory below `jobs/` in which the store in this directory builds checkouts. No list, no
+/// garbage collection and no checkout name reaches into it, and opening the store empties it.
+pub fn building_dir(dir: &Path) -> PathBuf {
+    Layout::new(dir).building()
 }
 
 /// Tries whether checkouts can be made in this way in the store in this directory; `None` if there is no

@@ -1,5 +1,10 @@
 //! Jobs that are deleted take their checkouts with them: the Manager would erase those of its own
 //! Shaman, and knows nothing of ours. Whatever cannot be found out for certain erases nothing.
+//!
+//! A checkout goes if it is a whole one, on record, that the job names by its id or by the path of
+//! its .blend, and if no other job may use any of it. The Manager's own word
+//! (`what-would-delete-do`) counts for ids only, and only while its Shaman is enabled: without
+//! one it says no to everything, and of jobs without an id it knows nothing.
 
 use std::sync::Arc;
 
@@ -9,16 +14,23 @@ use axum::{
 };
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{
     super::{App, body::next_piece},
-    Gateway, Head, NoAnswer, passed,
+    Gateway, Head, NoAnswer,
+    json::Members,
+    passed,
+    paths::{BLENDFILE, JobPaths},
 };
 use crate::{domain::CheckoutPath, store::EraseError, wire::hide_tokens};
 
 /// Where the Manager has its jobs.
 const JOBS: &str = "/api/v3/jobs";
+
+/// The end of the path under which the Manager says what the deletion of a job would do.
+const PREVIEW: &str = "what-would-delete-do";
 
 /// The name that no job has.
 const MASS: &str = "mass-delete";
@@ -32,6 +44,8 @@ struct Job {
     id: String,
     updated: Option<String>,
     storage: Option<Storage>,
+    #[serde(default)]
+    settings: Value,
     delete_requested_at: Option<IgnoredAny>,
 }
 
@@ -58,8 +72,15 @@ struct Selection {
 }
 
 impl Job {
-    fn checkout(&self) -> Option<CheckoutPath> {
-        self.storage.as_ref()?.shaman_checkout_id.as_ref()?.parse().ok()
+    /// The id of its checkout, if it says one.
+    fn checkout_id(&self) -> Option<&str> {
+        let id = self.storage.as_ref()?.shaman_checkout_id.as_deref()?;
+        Some(id).filter(|id| !id.is_empty())
+    }
+
+    /// Whether it may use a checkout or any part of it.
+    fn may_use(&self, checkout: &CheckoutPath, paths: &JobPaths) -> bool {
+        paths.may_use(self.checkout_id(), &self.settings, checkout)
     }
 
     /// Whether a mass deletion up to this time is about this job.
@@ -113,10 +134,10 @@ impl Deletion {
         let end = app.end.clone();
         app.exec.clone().spawn(async move {
             let work = async {
-                let questions = Questions { gateway: &gateway, headers: questions(&head.headers) };
+                let questions = Questions::new(&app, &gateway, &head).await;
                 match self {
-                    Self::One => one(&app, &questions, head, body, answered).await,
-                    Self::Many => many(&app, &questions, head, body, answered).await,
+                    Self::One => one(&questions, head, body, answered).await,
+                    Self::Many => many(&questions, head, body, answered).await,
                 }
             };
             end.run_until_cancelled(work).await;
@@ -129,8 +150,10 @@ type Answered = oneshot::Sender<Result<axum::response::Response, NoAnswer>>;
 
 /// Asks the Manager on behalf of whoever deletes.
 struct Questions<'a> {
+    app: &'a App,
     gateway: &'a Gateway,
     headers: HeaderMap,
+    paths: JobPaths,
 }
 
 /// The headers of a request, for a question without a body.
@@ -152,22 +175,53 @@ fn questions(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-impl Questions<'_> {
+impl<'a> Questions<'a> {
+    async fn new(app: &'a App, gateway: &'a Gateway, head: &Head) -> Self {
+        let paths = gateway.job_paths(app).await;
+        Self { app, gateway, headers: questions(&head.headers), paths }
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(&self, target: &str) -> Result<T, String> {
+        self.gateway.ask(Method::GET, target, self.headers.clone(), None).await
+    }
+
+    /// All jobs that are not being deleted.
     async fn jobs(&self) -> Result<Vec<Job>, String> {
-        let Jobs { jobs } = self.gateway.ask(JOBS, self.headers.clone()).await?;
+        let Jobs { mut jobs } = self.ask(JOBS).await?;
+        jobs.retain(|job| job.delete_requested_at.is_none());
         Ok(jobs)
     }
 
-    /// What goes with this job, if the Manager says that its checkout does.
+    /// The checkout of this storage that a job has, as a whole.
+    async fn checkout(&self, job: &Job) -> Result<Option<CheckoutPath>, String> {
+        let store = self.app.store.clone();
+        let by_id = job.checkout_id().map(|id| self.paths.identified(id));
+        let by_blend = job.settings[BLENDFILE].as_str().and_then(|text| self.paths.resolve(text));
+        let find = move || match by_id {
+            // An id of something else is not made good by the .blend: what it means is not certain.
+            Some(Some(id)) => Ok(store.is_on_record(&id)?.then_some(id)),
+            Some(None) => Ok(None),
+            None => by_blend.map_or(Ok(None), |path| store.checkout_above(&path)),
+        };
+        let found = self.app.exec.blocking(find).await;
+        found.map_err(|error| format!("{error}: {}", error.source))
+    }
+
+    /// What goes with this job, unless another one uses it.
     async fn doomed(&self, path: &str, job: Job) -> Result<Option<Doomed>, String> {
-        let Some(checkout) = job.checkout() else { return Ok(None) };
-        let target = format!("{path}/what-would-delete-do");
-        let Preview { shaman_checkout } = self.gateway.ask(&target, self.headers.clone()).await?;
-        Ok(shaman_checkout.then_some(Doomed { job: job.id, checkout }))
+        let Some(checkout) = self.checkout(&job).await? else { return Ok(None) };
+        let has_veto = job.checkout_id().is_some() && !self.paths.manager_erases_nothing();
+        if has_veto {
+            let Preview { shaman_checkout } = self.ask(&format!("{path}/{PREVIEW}")).await?;
+            if !shaman_checkout {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Doomed { job: job.id, checkout }))
     }
 
     async fn one(&self, path: &str) -> Result<Option<Doomed>, String> {
-        let job = self.gateway.ask(path, self.headers.clone()).await?;
+        let job = self.ask(path).await?;
         self.doomed(path, job).await
     }
 
@@ -188,30 +242,66 @@ impl Questions<'_> {
         }
         Ok(all)
     }
+
+    /// Another job that may use what goes.
+    fn other_user<'j>(&self, doomed: &Doomed, jobs: &'j [Job]) -> Option<&'j Job> {
+        let mut others = jobs.iter().filter(|job| job.id != doomed.job);
+        others.find(|job| job.may_use(&doomed.checkout, &self.paths))
+    }
 }
 
-async fn one(app: &App, questions: &Questions<'_>, head: Head, body: Body, answered: Answered) {
+/// The path of the job of which this asks what its deletion would do.
+pub(super) fn previewed_job(path: &str) -> Option<&str> {
+    let job = path.strip_suffix(PREVIEW)?.strip_suffix('/')?;
+    let name = job.strip_prefix(JOBS)?.strip_prefix('/')?;
+    (!name.is_empty() && !name.contains('/')).then_some(job)
+}
+
+/// Whether a checkout goes with the job of this request, given what the Manager says of it; nothing,
+/// if that need not be corrected, or is not known.
+pub(super) async fn preview(
+    app: &App,
+    gateway: &Gateway,
+    head: &Head,
+    theirs: &Members<'_>,
+) -> Option<bool> {
+    let path = previewed_job(head.target.path())?;
+    let says = theirs.get("shaman_checkout").ok().flatten()?;
+    let questions = Questions::new(app, gateway, head).await;
+    // What the Manager erases itself is gone, whatever this server does.
+    if says == "true" && !questions.paths.manager_erases_nothing() {
+        return None;
+    }
+    let goes = async {
+        let Some(doomed) = questions.one(path).await? else { return Ok(false) };
+        let jobs = questions.jobs().await?;
+        Ok::<_, String>(questions.other_user(&doomed, &jobs).is_none())
+    };
+    match goes.await {
+        Ok(goes) => Some(goes).filter(|goes| *goes != (says == "true")),
+        Err(reason) => {
+            tracing::debug!(reason, "what a deletion would do is passed on as the Manager says it");
+            None
+        }
+    }
+}
+
+async fn one(questions: &Questions<'_>, head: Head, body: Body, answered: Answered) {
     let path = head.target.path();
     let doomed = questions.one(path).await.unwrap_or_else(|reason| {
         not_certain(path, &reason);
         None
     });
-    if send(app, questions.gateway, &head, body, answered).await {
+    if send(questions, &head, body, answered).await {
         // It was about this one job, whatever the list says of it a moment later.
-        erase_unused(app, questions, path, doomed.into_iter().collect(), |_, _| true).await;
+        erase_unused(questions, path, doomed.into_iter().collect(), |_, _| true).await;
     }
 }
 
-async fn many(
-    app: &App,
-    questions: &Questions<'_>,
-    mut head: Head,
-    mut body: Body,
-    answered: Answered,
-) {
+async fn many(questions: &Questions<'_>, mut head: Head, mut body: Body, answered: Answered) {
     let mut request = Vec::new();
     loop {
-        match next_piece(&mut body, app.options.body_timeout).await {
+        match next_piece(&mut body, questions.app.options.body_timeout).await {
             Ok(Some(piece)) if request.len() + piece.len() <= MAX_REQUEST_BYTES => {
                 request.extend_from_slice(&piece);
             }
@@ -232,16 +322,15 @@ async fn many(
         Vec::new()
     });
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(request.len()));
-    if send(app, questions.gateway, &head, Body::from(request), answered).await {
+    if send(questions, &head, Body::from(request), answered).await {
         // Which of them it was about is for the Manager to say.
         let goes = |doomed: &Doomed, left: &[Job]| !left.iter().any(|job| job.id == doomed.job);
-        erase_unused(app, questions, head.target.path(), doomed, goes).await;
+        erase_unused(questions, head.target.path(), doomed, goes).await;
     }
 }
 
 /// Erases what goes, given the jobs that stay, but for what one of those uses.
 async fn erase_unused(
-    app: &App,
     questions: &Questions<'_>,
     path: &str,
     doomed: Vec<Doomed>,
@@ -251,28 +340,24 @@ async fn erase_unused(
         return;
     }
     let left = match questions.jobs().await {
-        Ok(mut jobs) => {
-            jobs.retain(|job| job.delete_requested_at.is_none());
-            jobs
-        }
+        Ok(jobs) => jobs,
         Err(reason) => return not_certain(path, &reason),
     };
     for doomed in doomed.into_iter().filter(|doomed| goes(doomed, &left)) {
-        let uses =
-            |job: &&Job| job.id != doomed.job && job.checkout().as_ref() == Some(&doomed.checkout);
-        match left.iter().find(uses) {
+        match questions.other_user(&doomed, &left) {
             Some(other) => tracing::info!(
                 checkout = %doomed.checkout, job = doomed.job, other = other.id,
                 "not erased with its job: another one uses it"
             ),
-            None => erase(app, doomed).await,
+            None => erase(questions.app, doomed).await,
         }
     }
 }
 
 /// Passes the request on, hands the answer over, and says whether it is done.
-async fn send(app: &App, gateway: &Gateway, head: &Head, body: Body, answered: Answered) -> bool {
-    let answer = gateway.send(head, body, app.options.body_timeout).await;
+async fn send(questions: &Questions<'_>, head: &Head, body: Body, answered: Answered) -> bool {
+    let body_timeout = questions.app.options.body_timeout;
+    let answer = questions.gateway.send(head, body, body_timeout).await;
     let is_done = answer.as_ref().is_ok_and(|answer| answer.status().is_success());
     let _ = answered.send(answer.map(passed));
     is_done
