@@ -49,6 +49,8 @@ struct Script {
     heads: Vec<String>,
     /// Answers to requests that are not about files.
     manager: Option<Go>,
+    /// Answers to requests about the Manager's storage.
+    storage: Option<ManagersStorage>,
     late: bool,
 }
 
@@ -171,6 +173,11 @@ impl Front {
         front
     }
 
+    /// Has the Manager use the storage in this directory.
+    fn share(&self, storage: &Path) {
+        self.script.lock().unwrap().storage = Some(ManagersStorage::at(storage));
+    }
+
     /// What Go's job is at from now on.
     fn set(&self, number: usize, status: &'static str) {
         let mut script = self.script.lock().unwrap();
@@ -210,6 +217,17 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
         reader.read_exact(&mut body).unwrap();
         let mut parts = head.split(' ');
         let (method, path) = (parts.next().unwrap(), parts.next().unwrap());
+        let storage = script.lock().unwrap().storage.clone();
+        if let Some(answer) = storage.and_then(|storage| storage.answer(method, path, &body)) {
+            script.lock().unwrap().heads.push(head.clone());
+            let text = answer.to_string();
+            let head = format!(
+                "HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                text.len()
+            );
+            client.write_all(format!("{head}{text}").as_bytes()).unwrap();
+            continue;
+        }
         let rule = {
             let mut script = script.lock().unwrap();
             let is_job = path.rsplit('/').next().unwrap().len() == A_JOB.len();
@@ -571,6 +589,7 @@ fn a_job_that_is_taken_late_has_its_files() {
     let (dir, file) = project();
     let storage = dir.path().join("storage");
     let front = Front::start(&manager, &[("POST", "/v3/jobs", Instead::Late)]);
+    front.share(&storage);
     let mut command = farmhand(dir.path());
     command.env("FARMHAND_SERVE_MANAGER_TIMEOUT", "1 s").stderr(Stdio::null());
     command.args(["serve", "--listen", "127.0.0.1:0", "--manager", &front.url(), "--storage"]);
@@ -716,6 +735,7 @@ fn a_job_goes_through_a_gateway() {
     let front = Front::start(&manager, &[]);
     let (dir, file) = project();
     let storage = dir.path().join("storage");
+    front.share(&storage);
     let gateway = ServerProcess::start(
         dir.path(),
         &storage,
