@@ -37,9 +37,7 @@ use crate::{exec::Exec, store::Store};
 pub use access::{Access, Anonymous};
 pub use error::ApiError;
 pub use farm::{Audience, BadFile, Farm, Hook, JobTypes, Options as FarmOptions, Variable};
-pub use gateway::{
-    BadManager, CheckoutPaths, Comparison, Gateway, GatewayOptions, ManagerStorage, STORAGE_ADVICE,
-};
+pub use gateway::{BadManager, CheckoutPaths, Comparison, Gateway, GatewayOptions, ManagerStorage};
 pub use metrics::{Job, Metrics};
 pub use tls::{Tls, TlsError};
 pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};

@@ -378,7 +378,7 @@ fn the_managers_storage_is_compared() {
     is("warn", &[own, "is not a storage yet"]);
     drop(TestServer::over(storage.clone(), Options::default()));
     let before = tree(home.path());
-    is("fail", &[own, "it answers 404", "start the Manager"]);
+    is("fail", &[own, "it answers 404", "see that the Manager runs"]);
     *manager.storage.lock().unwrap() = Some(ManagersStorage::called("/mnt/farm", &storage));
     is("ok", &[own, "/mnt/farm", "Shaman is enabled"]);
     *manager.storage.lock().unwrap() = Some(ManagersStorage::at(&elsewhere));

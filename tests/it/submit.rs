@@ -618,6 +618,23 @@ fn a_job_that_is_taken_late_has_its_files() {
     }
 }
 
+/// A gateway may tell the Manager another name of the checkout than it tells its clients, or none.
+#[test]
+fn a_lost_answer_is_found_by_the_file() {
+    let files = TestServer::start();
+    let (dir, file) = project();
+    let front = Front::go(&files, &[("POST", "/v3/jobs", Instead::LoseAnswer)]);
+    let mut command = farmhand(dir.path());
+    command.env("FARMHAND_SERVE_CHECKOUT_PATHS", "absolute").stderr(Stdio::null());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--manager", &front.url(), "--storage"]);
+    let gateway = ServerProcess::spawn(command.arg(dir.path().join("storage")));
+    assert_eq!(succeeded(&submit(&dir, &file, &gateway.url, &FRAMES)).trim(), Go::id(0));
+    let job = front.script.lock().unwrap().manager.as_ref().unwrap().jobs[0].0.clone();
+    assert_eq!(job["storage"], json!({}));
+    assert!(Path::new(job["settings"]["blendfile"].as_str().unwrap()).exists(), "{job}");
+    front.all_rules_were_needed();
+}
+
 #[test]
 fn an_answer_that_is_lost_makes_no_second_job() {
     let server = TestServer::with_farm(FarmOptions::default());

@@ -10,7 +10,7 @@ use crate::{
     client::{ClientError, Clocks, Exposure, Probe},
     disk::{FileSystem, Space, WatchLimits},
     scan::{CacheHealth, CacheState},
-    server::{CheckoutPaths, Comparison, STORAGE_ADVICE},
+    server::{CheckoutPaths, Comparison},
 };
 
 /// How something is.
@@ -289,14 +289,10 @@ pub(super) fn manager_storage(
             "see that every worker finds this server's jobs directory under the same path: checkouts \
              have absolute paths (serve.checkout_paths)",
         ),
-        (Comparison::Different { reason, .. }, CheckoutPaths::Relative) => {
-            Check::fail(MANAGER_STORAGE, reason, STORAGE_ADVICE)
+        (Comparison::Different { .. } | Comparison::Unknown { .. }, _) => {
+            let (reason, next) = comparison.objection().unwrap_or_default();
+            Check::fail(MANAGER_STORAGE, reason, next)
         }
-        (Comparison::Unknown { reason, .. }, _) => Check::fail(
-            MANAGER_STORAGE,
-            reason,
-            "start the Manager, or correct serve.manager, and run this again",
-        ),
     }
 }
 

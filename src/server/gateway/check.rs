@@ -19,7 +19,7 @@ use super::{
     super::{ApiError, App, farm::beside},
     manager::Gateway,
     paths::JobPaths,
-    storage::{CheckoutPaths, Comparison, ManagerStorage, STORAGE_ADVICE},
+    storage::{CheckoutPaths, Comparison, ManagerStorage},
 };
 use crate::{
     disk::{DiskError, create_dir, remove_dir_all},
@@ -39,6 +39,9 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// The pause while there is one: mounts and configurations change.
 const RECHECK: Duration = Duration::from_secs(600);
+
+/// How much of the Manager's own words is quoted.
+const MAX_CAUSE_CHARS: usize = 200;
 
 /// The least pause between two checks by the timer, however often the Manager goes and returns.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
@@ -76,7 +79,7 @@ impl PathCheckResult {
     }
 }
 
-/// What the answers about a directory that exists here say of the Manager's view.
+/// The Manager's view of a directory that exists here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum View {
     /// It sees the directory.
@@ -85,6 +88,16 @@ enum View {
     NotSeen,
     /// It says the same of directories that do not exist, and that it could use them.
     Unclear,
+}
+
+/// Where the Manager sees a directory of this storage.
+enum Found {
+    /// In its own directory of checkouts, to which this path leads from `{jobs}`.
+    Seen { checkouts: String, jobs_prefix: &'static str },
+    /// Nowhere, for a cause in its own words.
+    Nowhere { cause: String },
+    /// It is content with every directory here.
+    Unclear { checkouts: String },
 }
 
 /// Compares the answer about the directory with those about two that never existed.
@@ -121,7 +134,7 @@ impl ProbeDir {
         Ok(probe)
     }
 
-    /// Whether somebody has made a directory of a name that this server only asked for.
+    /// Whether the Manager has made a directory of a name that should have none.
     fn absent_exists(&self) -> bool {
         self.absent.iter().any(|name| self.dir.join(name).symlink_metadata().is_ok())
     }
@@ -200,14 +213,14 @@ impl Gateway {
             return self.unknown(dir, Some(manager), why);
         }
         match self.search(&manager, dir, exec).await {
-            Ok((View::Seen, (checkouts, jobs_prefix))) => {
+            Ok(Found::Seen { checkouts, jobs_prefix }) => {
                 Comparison::Same { manager, checkouts, jobs_prefix }
             }
-            Ok((View::NotSeen, _)) => {
-                let reason = self.difference(&manager.location, dir);
+            Ok(Found::Nowhere { cause }) => {
+                let reason = self.difference(&manager.location, dir, &cause);
                 Comparison::Different { manager, reason }
             }
-            Ok((View::Unclear, (checkouts, _))) => {
+            Ok(Found::Unclear { checkouts }) => {
                 let why = format!("it calls directories in {checkouts} usable that do not exist");
                 self.unknown(dir, Some(manager), &why)
             }
@@ -215,51 +228,54 @@ impl Gateway {
         }
     }
 
-    fn difference(&self, location: &str, dir: &Path) -> String {
+    fn difference(&self, location: &str, dir: &Path, cause: &str) -> String {
         let own = dir.display().to_string();
         let hint = if location.trim_end_matches('/') == own {
             ": the paths are equal, but lead to two directories (another machine, container or mount?)"
         } else {
             ""
         };
+        let cause: String = cause.chars().take(MAX_CAUSE_CHARS).collect();
         format!(
             "the Manager at {} uses another storage: its own is {location}, this server's is {own}, \
-             and it does not see a directory that this server made in {own}/jobs{hint}",
+             and it does not see a directory that this server made in {own}/jobs ({cause:?}){hint}",
             self.shown()
         )
     }
 
-    /// Whether and where the Manager sees a directory made in this storage; `Err`: no answer.
+    /// Where the Manager sees a directory made in this storage; `Err`: it gives no answer.
     async fn search(
         &self,
         manager: &ManagerStorage,
         dir: &Path,
         exec: &Exec,
-    ) -> Result<(View, (String, &'static str)), String> {
+    ) -> Result<Found, String> {
         let jobs = self.jobs_variable(manager).await;
         let building = store::building_dir(dir);
         let place = building.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let probe = exec.blocking(move || ProbeDir::create(building)).await;
         let probe = Arc::new(probe.map_err(|error| format!("{error}: {}", error.source))?);
-        let mut unclear = None;
-        let [first, second] = candidates(manager, jobs.as_deref());
-        for candidate in [&first, &second] {
-            let at = beside(&candidate.0, &place);
+        let mut found = None;
+        for (checkouts, jobs_prefix) in candidates(manager, jobs.as_deref()) {
+            let at = beside(&checkouts, &place);
             let present = self.check(&at, &probe.name).await?;
             let absent = [
                 self.check(&at, &probe.absent[0]).await?,
                 self.check(&at, &probe.absent[1]).await?,
             ];
             let looking = probe.clone();
-            // A Manager that makes what it is asked for has made it here: so it is the same place.
+            // A Manager that makes missing directories has made them here: it is the same place.
             let made = exec.blocking(move || looking.absent_exists()).await;
             match if made { View::Seen } else { view(&present, &absent) } {
-                View::Seen => return Ok((View::Seen, candidate.clone())),
-                View::Unclear => unclear = unclear.or(Some(candidate.clone())),
+                View::Seen => return Ok(Found::Seen { checkouts, jobs_prefix }),
+                View::Unclear => found = Some(Found::Unclear { checkouts }),
+                View::NotSeen if found.is_none() => {
+                    found = Some(Found::Nowhere { cause: present.cause.unwrap_or_default() });
+                }
                 View::NotSeen => {}
             }
         }
-        Ok(unclear.map_or((View::NotSeen, first), |candidate| (View::Unclear, candidate)))
+        Ok(found.expect("BUG: there are candidates"))
     }
 
     async fn check(&self, dir: &str, name: &str) -> Result<PathCheckResult, String> {
@@ -303,7 +319,7 @@ impl Gateway {
             return state.get();
         }
         let _one = state.checking.lock().await;
-        // Somebody else's check may have begun later than this was called.
+        // Another check may have ended since this was called.
         if state.checked_at().is_some_and(|checked| checked >= asked) || !is_needed() {
             return state.get();
         }
@@ -339,26 +355,25 @@ impl Gateway {
             })?;
             return Ok(format!("{dir}/"));
         }
-        let refuse = |status, reason: String| {
-            ApiError::new(status, format!("no checkout is made: {reason}; {STORAGE_ADVICE}"))
-        };
-        match self.comparison(app, |latest| !latest.is_same()).await {
-            Comparison::Same { jobs_prefix, .. } => Ok(jobs_prefix.to_owned()),
+        let found = self.comparison(app, |latest| !latest.is_same()).await;
+        let status = match &found {
+            Comparison::Same { jobs_prefix, .. } => return Ok((*jobs_prefix).to_owned()),
             // To try again does not help: clients must not.
-            Comparison::Different { reason, .. } => {
-                Err(refuse(StatusCode::PRECONDITION_FAILED, reason))
-            }
-            Comparison::Unknown { reason, .. } => {
-                Err(refuse(StatusCode::SERVICE_UNAVAILABLE, reason))
-            }
-        }
+            Comparison::Different { .. } => StatusCode::PRECONDITION_FAILED,
+            Comparison::Unknown { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let (reason, next) = found.objection().unwrap_or_default();
+        Err(ApiError::new(status, format!("no checkout is made: {reason}; {next}")))
     }
 
     /// Why checkouts are not made now, as far as that is known.
     pub(in super::super) fn objection(&self) -> Option<String> {
         match self.checkout_paths() {
             CheckoutPaths::Absolute => None,
-            CheckoutPaths::Relative => self.storage().get().objection().map(str::to_owned),
+            CheckoutPaths::Relative => {
+                let latest = self.storage().get();
+                latest.objection().map(|(reason, next)| format!("{reason}; {next}"))
+            }
         }
     }
 
@@ -384,12 +399,14 @@ impl Gateway {
                 "{reason}; checkouts have absolute paths (serve.checkout_paths), which every worker \
                  must find"
             ),
-            Comparison::Different { reason, .. } => {
-                tracing::error!("no checkouts are made: {reason}; {STORAGE_ADVICE}");
+            Comparison::Different { .. } => {
+                let (reason, next) = news.objection().unwrap_or_default();
+                tracing::error!("no checkouts are made: {reason}; {next}");
             }
             Comparison::Unknown { reason, .. } if is_absolute => tracing::warn!("{reason}"),
-            Comparison::Unknown { reason, .. } => {
-                tracing::warn!("no checkouts are made before this is known: {reason}");
+            Comparison::Unknown { .. } => {
+                let (reason, next) = news.objection().unwrap_or_default();
+                tracing::warn!("no checkouts are made before this is known: {reason}; {next}");
             }
         }
     }

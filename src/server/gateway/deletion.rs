@@ -198,7 +198,7 @@ impl<'a> Questions<'a> {
         let by_id = job.checkout_id().map(|id| self.paths.identified(id));
         let by_blend = job.settings[BLENDFILE].as_str().and_then(|text| self.paths.resolve(text));
         let find = move || match by_id {
-            // An id of something else is not made good by the .blend: what it means is not certain.
+            // The .blend does not replace an id of something else: its meaning is not certain.
             Some(Some(id)) => Ok(store.is_on_record(&id)?.then_some(id)),
             Some(None) => Ok(None),
             None => by_blend.map_or(Ok(None), |path| store.checkout_above(&path)),
@@ -268,7 +268,7 @@ pub(super) async fn preview(
     let path = previewed_job(head.target.path())?;
     let says = theirs.get("shaman_checkout").ok().flatten()?;
     let questions = Questions::new(app, gateway, head).await;
-    // What the Manager erases itself is gone, whatever this server does.
+    // Then the Manager erases the checkout itself.
     if says == "true" && !questions.paths.manager_erases_nothing() {
         return None;
     }

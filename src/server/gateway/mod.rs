@@ -29,7 +29,7 @@ use crate::wire;
 use json::Members;
 pub use manager::{BadManager, Gateway, GatewayOptions};
 use manager::{Head, NoAnswer};
-pub use storage::{CheckoutPaths, Comparison, ManagerStorage, STORAGE_ADVICE};
+pub use storage::{CheckoutPaths, Comparison, ManagerStorage};
 
 /// Headers that are about one connection, and not about what is sent over it.
 const HOP_BY_HOP: [HeaderName; 9] = [

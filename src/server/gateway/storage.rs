@@ -52,7 +52,7 @@ pub enum Comparison {
     Unknown {
         /// The Manager's storage, if the Manager described it.
         manager: Option<ManagerStorage>,
-        /// What was in the way.
+        /// The obstacle.
         reason: String,
     },
 }
@@ -76,19 +76,24 @@ impl Comparison {
         }
     }
 
-    /// Why there is no proof that both use one directory.
-    pub fn objection(&self) -> Option<&str> {
+    /// Why there is no proof that both use one directory, and what to do about it.
+    pub fn objection(&self) -> Option<(&str, &'static str)> {
         match self {
             Self::Same { .. } => None,
-            Self::Different { reason, .. } | Self::Unknown { reason, .. } => Some(reason),
+            Self::Different { reason, .. } => Some((
+                reason,
+                "set the Manager's shared storage and this server's --storage to one directory that \
+                 both can reach, or, if every worker finds this server's jobs directory under the \
+                 same path, set serve.checkout_paths = \"absolute\"",
+            )),
+            Self::Unknown { reason, .. } => Some((
+                reason,
+                "see that the Manager runs, and answers this server (the setting headers has what a \
+                 proxy before it may ask for), or set serve.checkout_paths = \"absolute\"",
+            )),
         }
     }
 }
-
-/// What an administrator can do about a [`Comparison`] that is not [`Comparison::Same`].
-pub const STORAGE_ADVICE: &str = "set the Manager's shared storage and this server's --storage to one \
-     directory that both can reach, or, if every worker finds this server's jobs directory under the \
-     same path, set serve.checkout_paths = \"absolute\"";
 
 /// The latest comparison, and whether it must be made anew.
 #[derive(Debug)]
@@ -149,7 +154,7 @@ impl StorageState {
         self.is_due.store(false, SeqCst);
     }
 
-    /// Takes the result of a check; returns what counts from now on, if that is new. A Manager
+    /// Takes the result of a check; returns the new state, if it differs from the old. A Manager
     /// that gives no answer disproves nothing: an earlier proof stays.
     pub fn finish(&self, found: Comparison) -> Option<Comparison> {
         let mut latest = self.latest();

@@ -39,7 +39,7 @@ pub(super) fn is_submit(head: &Head) -> bool {
         && !head.headers.contains_key(header::CONTENT_ENCODING)
 }
 
-/// What becomes of the body of a submitted job.
+/// The decision about the body of a submitted job.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// It is passed on as it came.
