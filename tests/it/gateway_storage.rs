@@ -189,7 +189,8 @@ fn one_storage_is_proven() {
         let variables = json!({ "jobs": { "value": jobs, "is_twoway": false } });
         ManagersStorage { variables, ..ManagersStorage::called("/mnt/farm", storage) }
     }
-    let views: [(fn(&Path) -> ManagersStorage, &str); 7] = [
+    type View = fn(&Path) -> ManagersStorage;
+    let views: [(View, &str); 7] = [
         (ManagersStorage::at, ""),
         // By another path, and on another platform.
         (|dir| ManagersStorage::called("/mnt/farm", dir), ""),
