@@ -164,6 +164,7 @@ pub(super) struct Serve {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager: Option<String>,
     pub manager_timeout: Time,
+    pub checkout_paths: server::CheckoutPaths,
     pub defer: server::Defer,
     pub hold: Time,
     pub create_wait: Time,
@@ -188,6 +189,7 @@ impl Default for Serve {
             tls_key: None,
             manager: None,
             manager_timeout: Time(server::GatewayOptions::default().answer_timeout),
+            checkout_paths: server::CheckoutPaths::default(),
             defer: options.defer,
             hold: Time(options.hold),
             create_wait: Time(options.create_wait),
@@ -629,6 +631,7 @@ const KEYS: &[&str] = &[
     "serve.tls_key",
     "serve.manager",
     "serve.manager_timeout",
+    "serve.checkout_paths",
     "serve.defer",
     "serve.hold",
     "serve.create_wait",
@@ -954,9 +957,11 @@ impl Settings {
     /// The Manager behind `farmhand serve`, and the way to it.
     pub fn gateway(&self) -> Result<Option<Arc<server::Gateway>>, Failure> {
         let Some(url) = &self.values.serve.manager else { return Ok(None) };
-        let answer_timeout = self.values.serve.manager_timeout.0;
-        let mut options =
-            server::GatewayOptions { answer_timeout, ..server::GatewayOptions::default() };
+        let mut options = server::GatewayOptions {
+            answer_timeout: self.values.serve.manager_timeout.0,
+            checkout_paths: self.values.serve.checkout_paths,
+            ..server::GatewayOptions::default()
+        };
         let headers = self.headers()?;
         options.headers =
             headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();

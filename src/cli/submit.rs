@@ -585,8 +585,13 @@ impl Planned {
             && (is_refusal(&error).is_some()
                 || matches!(error, ClientError::Refused { .. } | ClientError::Full { .. }));
         if !is_certain {
-            // It may have been taken all the same: then it names the checkout, which is ours alone.
-            let uses = |job: &RemoteJob| job.checkout() == Some(checkout);
+            // It may have been taken all the same: then it names the checkout, which is ours alone, or a
+            // file in it; a gateway may tell the Manager another name of the checkout.
+            let file = self.job.settings.get(BLENDFILE);
+            let uses = |job: &RemoteJob| {
+                let has_file = file.is_some() && job.settings.get(BLENDFILE) == file;
+                job.checkout() == Some(checkout) || has_file
+            };
             match client.jobs().await {
                 Ok(jobs) => {
                     if let Some(job) = jobs.into_iter().find(uses) {

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    ApiError, App, Job, download, farm,
+    ApiError, App, Job, download, farm, gateway,
     routes::{parse, read_json},
     upkeep,
 };
@@ -166,6 +166,19 @@ async fn require_unused(app: &App, path: &CheckoutPath) -> Result<Option<farm::L
         );
         ApiError::new(StatusCode::CONFLICT, message)
     };
+    if let Some(manager) = &app.options.manager {
+        return match gateway::live_user(app, manager, path).await {
+            Ok(None) => Ok(None),
+            Ok(Some((id, name, status))) => Err(used(&id, &name, &status)),
+            Err(reason) => Err(ApiError::new(
+                StatusCode::CONFLICT,
+                format!(
+                    "it is not known whether a job of the Manager uses the checkout {path:?}: {reason}; try \
+                     again, or delete it all the same with force (--force)"
+                ),
+            )),
+        };
+    }
     let store = app.store.clone();
     let user = match &app.options.farm {
         Some(farm) => match farm.leave(store, path.clone(), &app.exec).await? {

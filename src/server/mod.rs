@@ -37,7 +37,7 @@ use crate::{exec::Exec, store::Store};
 pub use access::{Access, Anonymous};
 pub use error::ApiError;
 pub use farm::{Audience, BadFile, Farm, Hook, JobTypes, Options as FarmOptions, Variable};
-pub use gateway::{BadManager, Gateway, GatewayOptions};
+pub use gateway::{BadManager, CheckoutPaths, Comparison, Gateway, GatewayOptions, ManagerStorage};
 pub use metrics::{Job, Metrics};
 pub use tls::{Tls, TlsError};
 pub use tokens::{BadTokens, NoScope, Scope, Scopes, Token, Tokens, TokensError, fresh_token};
@@ -192,9 +192,9 @@ pub async fn serve(
     let router = routes::router(routes, app.clone());
     exec.spawn(upkeep::run(app.clone()));
     if let Some(manager) = app.options.manager.clone() {
-        let shutdown = shutdown.clone();
+        let (app, shutdown) = (app.clone(), shutdown.clone());
         exec.spawn(async move {
-            shutdown.run_until_cancelled(manager.greet()).await;
+            shutdown.run_until_cancelled(manager.watch_storage(&app)).await;
         });
     }
     if let Some(farm) = farm {

@@ -156,15 +156,20 @@ async fn healthz() -> Json<Health> {
     get, path = "/readyz", operation_id = "getReadiness", tag = "server",
     responses(
         (status = 200, description = "They are", body = Health),
-        (status = 503, description = "They are not: there is no room, or the storage fails", body = Problem),
+        (status = 503, description = "They are not: there is no room, the storage fails, or the Manager's storage is not proven to be this one", body = Problem),
     )
 )]
 async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
     let store = app.store.clone();
-    match app.exec.blocking(move || store.has_room()).await {
-        Ok(()) => Ok(Json(Health { status: "ready" })),
-        Err(error) => {
-            let message = format!("not ready: {error}: {}", error.source);
+    let room = app.exec.blocking(move || store.has_room()).await;
+    let objection = match room {
+        Ok(()) => app.options.manager.as_ref().and_then(|manager| manager.objection()),
+        Err(error) => Some(format!("{error}: {}", error.source)),
+    };
+    match objection {
+        None => Ok(Json(Health { status: "ready" })),
+        Some(objection) => {
+            let message = format!("not ready: {objection}");
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message))
         }
     }
@@ -272,10 +277,11 @@ fn json_answer(answer: &RequirementsAnswer) -> Response {
         (status = 507, description = "The storage is full", body = Problem),
         (status = 400, description = "The request is not as expected", body = Problem),
         (status = 408, description = "The request did not come to its end", body = Problem),
+        (status = 412, description = "The Manager behind this server uses another storage", body = Problem),
         (status = 413, description = "The request is too long, or has too many files", body = Problem),
         (status = 415, description = "It is not sent as application/json", body = Problem),
         (status = 500, description = "The storage fails", body = Problem),
-        (status = 503, description = "There are too many large requests", body = Problem),
+        (status = 503, description = "There are too many large requests, or it is not known whether the Manager uses this storage", body = Problem),
     )
 )]
 async fn create(
@@ -286,11 +292,10 @@ async fn create(
 ) -> Result<Json<CheckoutAnswer>, ApiError> {
     let mut record = CheckoutRecord::new(app.clone(), peer.0);
     match make_checkout(&app, &headers, body, &mut record).await {
-        Ok(used) => {
-            let checkout_path = used.as_str().to_owned();
-            record.checkout = Some(checkout_path.clone());
+        Ok((prefix, used)) => {
+            record.checkout = Some(used.as_str().to_owned());
             record.created();
-            Ok(Json(CheckoutAnswer { checkout_path }))
+            Ok(Json(CheckoutAnswer { checkout_path: format!("{prefix}{used}") }))
         }
         Err(error) => {
             record.failed(&error);
@@ -304,7 +309,7 @@ async fn make_checkout(
     headers: &HeaderMap,
     body: Body,
     record: &mut CheckoutRecord,
-) -> Result<CheckoutPath, ApiError> {
+) -> Result<(String, CheckoutPath), ApiError> {
     let body = read_json(app, headers, body).await?;
     let max_files = app.options.max_files;
     let (checkout_path, parsed) = app
@@ -320,9 +325,24 @@ async fn make_checkout(
     record.checkout = checkout_path;
     let (wish, manifest) = parsed?;
     (record.files, record.bytes) = (manifest.len(), manifest.total_bytes());
+    // Before anything is made that no job would find.
+    let prefix = match &app.options.manager {
+        Some(manager) => manager.checkout_prefix(app).await?,
+        None => String::new(),
+    };
+    let used = make_when_complete(app, wish, manifest, record.start).await?;
+    Ok((prefix, used))
+}
 
-    let deadline = record.start + app.options.create_wait;
-    let manifest = std::sync::Arc::new(manifest);
+/// Makes a checkout; waits, within bounds, for blobs that are still being sent.
+async fn make_when_complete(
+    app: &App,
+    wish: CheckoutPath,
+    manifest: Manifest,
+    start: Instant,
+) -> Result<CheckoutPath, ApiError> {
+    let deadline = start + app.options.create_wait;
+    let manifest = Arc::new(manifest);
     loop {
         let (store, wish, manifest) = (app.store.clone(), wish.clone(), manifest.clone());
         let made = app.exec.compute(move || store.checkout(&wish, &manifest)).await;

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{ModeError, Reserve, layout::Layout, materialize};
-use crate::{disk::Lock, domain::report::LinkMode};
+use crate::{
+    disk::{DiskError, IoContext, Lock, OpenDir},
+    domain::report::LinkMode,
+};
 
 impl Reserve {
     /// So many bytes, of a file system of this size.
@@ -18,6 +21,16 @@ impl Reserve {
 /// Who has the store in this directory open, in words of its own; `None`: nobody.
 pub fn holder(dir: &Path) -> Option<String> {
     Lock::holder(&Layout::new(dir).lock())
+}
+
+/// Opens the directory below `jobs/` in which the store in this directory builds checkouts. No list, no
+/// garbage collection and no checkout name reaches into it, and opening the store empties it.
+///
+/// # Errors
+/// If there is no store, or a link is on the way.
+pub fn building_dir(dir: &Path) -> Result<OpenDir, DiskError> {
+    let root = OpenDir::open(dir.to_owned()).on("open", dir)?;
+    root.open_below(Layout::BUILDING).on("open", &Layout::new(dir).building())
 }
 
 /// Tries whether checkouts can be made in this way in the store in this directory; `None` if there is no

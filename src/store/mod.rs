@@ -39,7 +39,7 @@ pub use batch::{Batch, Batched};
 pub use blobs::{Begin, Claimed, Ticket};
 pub use checkout::CheckoutError;
 pub use erase::{EraseError, EraseOptions};
-pub use examine::{holder, try_link_mode};
+pub use examine::{building_dir, holder, try_link_mode};
 pub use gc::{GcError, GcOptions, MIN_AGE};
 pub use index::{Indexed, MIN_BYTES as MIN_INDEXED_BYTES};
 pub use inflight::Flight;

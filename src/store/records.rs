@@ -133,6 +133,26 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether a checkout of exactly this path is on record.
+    ///
+    /// # Errors
+    /// If its record cannot be read.
+    pub fn is_on_record(&self, path: &CheckoutPath) -> Result<bool, DiskError> {
+        Ok(self.record(path)?.is_some())
+    }
+
+    /// A checkout on record that lies inside this path, or that this path lies inside.
+    ///
+    /// # Errors
+    /// If records cannot be read.
+    pub fn checkout_overlapping(
+        &self,
+        path: &CheckoutPath,
+    ) -> Result<Option<CheckoutPath>, DiskError> {
+        let mut others = self.records()?.into_iter().map(|(other, _)| other);
+        Ok(others.find(|other| other != path && other.overlaps(path)))
+    }
+
     /// All records that can be understood.
     pub(super) fn records(&self) -> Result<Vec<(CheckoutPath, Record)>, DiskError> {
         let dir = self.layout.records();

@@ -5,17 +5,16 @@ use std::{
     fs,
     net::SocketAddr,
     path::Path,
-    sync::Arc,
     thread,
 };
 
-use farmhand::server::{FarmOptions, Gateway, GatewayOptions, Options};
+use farmhand::server::FarmOptions;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 use serde_json::{Value, ser::Formatter};
 
-use super::common::*;
+use super::{common::*, gateway::Manager};
 
 /// Writes JSON as Python's `json.dumps` does: a space behind commas and colons, ASCII only.
 struct Python;
@@ -173,7 +172,9 @@ fn adapted(step: &Value, etag: Option<&Value>, checkout: Option<&str>) -> Value 
         job["type_etag"] = etag.unwrap().clone();
         if let Some(checkout) = checkout {
             let blendfile = job["settings"]["blendfile"].as_str().unwrap();
-            let blendfile = blendfile.replace("{jobs}/shot 010/", &format!("{{jobs}}/{checkout}/"));
+            // An absolute path takes the place of the whole.
+            let dir = if checkout.starts_with('/') { "" } else { "{jobs}/" };
+            let blendfile = blendfile.replace("{jobs}/shot 010/", &format!("{dir}{checkout}/"));
             job["settings"]["blendfile"] = blendfile.into();
             if job["storage"].is_object() {
                 job["storage"]["shaman_checkout_id"] = checkout.into();
@@ -274,53 +275,66 @@ fn both_generations_connect_and_submit() {
     assert_eq!(server.api("GET", "jobs", Value::Null).json()["jobs"], serde_json::json!([]));
 }
 
-/// A Manager that is a server of jobs without a Manager, and ours in front of it.
-fn before_a_manager() -> (TestServer, TestServer) {
-    let manager = TestServer::farm_for_others();
-    let url = format!("http://{}/", manager.addr);
-    let gateway = Gateway::new(&url, GatewayOptions::default()).unwrap();
-    let gateway = Some(Arc::new(gateway));
-    let server = TestServer::with(Options { manager: gateway, ..Options::default() });
-    (manager, server)
+/// A Manager, its jobs, which a server of jobs without a Manager keeps, and ours in front of it.
+fn before_a_manager() -> (Manager, TestServer, TestServer) {
+    let farm = TestServer::farm_for_others();
+    let addr = farm.addr;
+    let manager = Manager::start(move |seen| {
+        let mut head = format!("{} {} HTTP/1.1\r\n", seen.method, seen.target);
+        for (name, value) in &seen.headers {
+            head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+        }
+        let mut connection = Connection::new(addr);
+        connection.send(format!("{head}\r\n").as_bytes());
+        connection.send(&seen.body);
+        let answer = connection.answer();
+        let status = axum::http::StatusCode::from_u16(answer.status).unwrap();
+        let media = [("content-type", "application/json")];
+        axum::response::IntoResponse::into_response((status, media, answer.body))
+    });
+    let server = manager.gateway();
+    (manager, farm, server)
 }
 
 #[test]
 fn both_generations_connect_and_submit_through_the_gateway() {
     for name in SESSIONS {
-        let (manager, server) = before_a_manager();
+        let (_manager, farm, server) = before_a_manager();
         let session = Session::load(name);
         let (checkout, job) = session.replay_whole(server.addr);
         assert_eq!(checkout, "shot 010");
         session.check(&server.storage(), &checkout);
-        submitted_to(&manager, &job, &checkout);
+        submitted_to(&farm, &job, &checkout);
     }
 }
 
 #[test]
 fn both_submit_at_once_through_the_gateway() {
-    let (manager, server) = before_a_manager();
+    let (_manager, farm, server) = before_a_manager();
     let replays = at_once(|session| session.replay_whole(server.addr));
     for (session, (checkout, job)) in &replays {
         session.check(&server.storage(), checkout);
-        submitted_to(&manager, job, checkout);
+        submitted_to(&farm, job, checkout);
     }
     let jobs: HashSet<_> = replays.iter().map(|(_, (_, job))| job["id"].to_string()).collect();
     assert_eq!(jobs.len(), 4);
 }
 
 /// The Manager has the job, and no file of it.
-fn submitted_to(manager: &TestServer, job: &Value, checkout: &str) {
+fn submitted_to(farm: &TestServer, job: &Value, checkout: &str) {
     let id = job["id"].as_str().unwrap();
-    let kept = manager.api("GET", &format!("jobs/{id}"), Value::Null).json();
+    let kept = farm.api("GET", &format!("jobs/{id}"), Value::Null).json();
     assert_eq!(kept["settings"]["blendfile"], format!("{{jobs}}/{checkout}/scene.blend"));
-    assert_eq!(tree(&manager.storage().join("file-store/stored")).len(), 0);
+    // Of both generations: the newer one does not say it itself.
+    assert_eq!(kept["storage"]["shaman_checkout_id"], checkout);
+    assert_eq!(tree(&farm.storage().join("file-store/stored")).len(), 0);
 }
 
 /// Somebody else is sending one of the files, and takes until the session has come to it.
 #[test]
 fn a_session_behind_a_slow_uploader_waits_for_its_file() {
     for name in SESSIONS {
-        let (_manager, behind) = before_a_manager();
+        let (_manager, _farm, behind) = before_a_manager();
         for server in [TestServer::with_farm(FarmOptions::default()), behind] {
             let session = Session::load(name);
             let uploads = session.uploads();

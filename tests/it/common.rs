@@ -267,6 +267,77 @@ impl Drop for TestServer {
     }
 }
 
+/// The storage of a stand-in Manager. Its answers about it are those of a real one: it looks on the
+/// disk, and tries whether it could write there.
+#[derive(Debug, Clone)]
+pub struct ManagersStorage {
+    /// The path by which it calls its storage.
+    pub location: String,
+    /// The directory that this path leads to.
+    pub dir: PathBuf,
+    /// Whether its own Shaman is enabled.
+    pub shaman_enabled: bool,
+    /// Whether it makes each directory that it is asked about.
+    pub makes_directories: bool,
+    /// What it lists among its variables.
+    pub variables: Value,
+}
+
+impl ManagersStorage {
+    /// That in a directory, with Shaman enabled.
+    pub fn at(dir: &Path) -> Self {
+        let location = dir.to_str().unwrap().to_owned();
+        Self::called(&location, dir)
+    }
+
+    /// That in a directory which the Manager finds under another path.
+    pub fn called(location: &str, dir: &Path) -> Self {
+        Self {
+            location: location.to_owned(),
+            dir: dir.to_owned(),
+            shaman_enabled: true,
+            makes_directories: false,
+            variables: serde_json::json!({}),
+        }
+    }
+
+    /// The directory that this path leads to, if it is in the storage.
+    pub fn lead(&self, path: &str) -> Option<PathBuf> {
+        let rest = path.strip_prefix(&self.location)?.replace('\\', "/");
+        Some(self.dir.join(rest.trim_start_matches('/')))
+    }
+
+    /// The answer to a request about it; nothing to any other.
+    pub fn answer(&self, method: &str, path: &str, body: &[u8]) -> Option<Value> {
+        let path = path.split_once("/api/v3/configuration")?.1;
+        match (method, path) {
+            ("GET", "") => Some(serde_json::json!({
+                "storageLocation": self.location, "shamanEnabled": self.shaman_enabled,
+                "isFirstRun": false,
+            })),
+            ("POST", "/check/shared-storage") => {
+                let asked: Value = serde_json::from_slice(body).unwrap();
+                let path = asked["path"].as_str().unwrap();
+                let cause = self.check(self.lead(path).as_deref()).err().unwrap_or_default();
+                let is_usable = cause.is_empty();
+                Some(serde_json::json!({ "path": path, "is_usable": is_usable, "cause": cause }))
+            }
+            ("GET", path) if path.starts_with("/variables/") => Some(self.variables.clone()),
+            _ => None,
+        }
+    }
+
+    fn check(&self, dir: Option<&Path>) -> Result<(), String> {
+        if let Some(dir) = dir.filter(|_| self.makes_directories) {
+            fs::create_dir_all(dir).unwrap();
+        }
+        let dir = dir.filter(|dir| dir.is_dir()).ok_or("the directory does not exist")?;
+        let file = dir.join("manager-was-here.txt");
+        fs::write(&file, "test").map_err(|error| format!("cannot write {file:?}: {error}"))?;
+        fs::remove_file(&file).map_err(|error| format!("cannot remove {file:?}: {error}"))
+    }
+}
+
 /// Runs a test over a store that has threads for its disk, and over one that does at once what they do, as it is in memory.
 pub fn on_each_kind_of_store(options: impl Fn() -> server::Options, test: impl Fn(&TestServer)) {
     for in_memory in [false, true] {

@@ -26,6 +26,7 @@ mod farm;
 mod faults;
 mod fuzz;
 mod gateway;
+mod gateway_storage;
 mod layering;
 mod line;
 mod metrics;

@@ -49,6 +49,8 @@ struct Script {
     heads: Vec<String>,
     /// Answers to requests that are not about files.
     manager: Option<Go>,
+    /// Answers to requests about the Manager's storage.
+    storage: Option<ManagersStorage>,
     late: bool,
 }
 
@@ -173,6 +175,11 @@ impl Front {
         front
     }
 
+    /// Has the Manager use the storage in this directory.
+    fn share(&self, storage: &Path) {
+        self.script.lock().unwrap().storage = Some(ManagersStorage::at(storage));
+    }
+
     /// What Go's job is at from now on.
     fn set(&self, number: usize, status: &'static str) {
         let mut script = self.script.lock().unwrap();
@@ -212,6 +219,17 @@ fn pass(mut client: &TcpStream, server: SocketAddr, script: &Mutex<Script>) {
         reader.read_exact(&mut body).unwrap();
         let mut parts = head.split(' ');
         let (method, path) = (parts.next().unwrap(), parts.next().unwrap());
+        let storage = script.lock().unwrap().storage.clone();
+        if let Some(answer) = storage.and_then(|storage| storage.answer(method, path, &body)) {
+            script.lock().unwrap().heads.push(head.clone());
+            let text = answer.to_string();
+            let head = format!(
+                "HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                text.len()
+            );
+            client.write_all(format!("{head}{text}").as_bytes()).unwrap();
+            continue;
+        }
         let rule = {
             let mut script = script.lock().unwrap();
             let is_job = path.rsplit('/').next().unwrap().len() == A_JOB.len();
@@ -575,6 +593,7 @@ fn a_job_that_is_taken_late_has_its_files() {
     let (dir, file) = project();
     let storage = dir.path().join("storage");
     let front = Front::start(&manager, &[("POST", "/v3/jobs", Instead::Late)]);
+    front.share(&storage);
     let mut command = farmhand(dir.path());
     command.env("FARMHAND_SERVE_MANAGER_TIMEOUT", "1 s").stderr(Stdio::null());
     command.args(["serve", "--listen", "127.0.0.1:0", "--manager", &front.url(), "--storage"]);
@@ -601,6 +620,23 @@ fn a_job_that_is_taken_late_has_its_files() {
         assert!(checkouts_of(&manager).contains(&name), "{status}");
         front.all_rules_were_needed();
     }
+}
+
+/// A gateway may tell the Manager another name of the checkout than it tells its clients, or none.
+#[test]
+fn a_lost_answer_is_found_by_the_file() {
+    let files = TestServer::start();
+    let (dir, file) = project();
+    let front = Front::go(&files, &[("POST", "/v3/jobs", Instead::LoseAnswer)]);
+    let mut command = farmhand(dir.path());
+    command.env("FARMHAND_SERVE_CHECKOUT_PATHS", "absolute").stderr(Stdio::null());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--manager", &front.url(), "--storage"]);
+    let gateway = ServerProcess::spawn(command.arg(dir.path().join("storage")));
+    assert_eq!(succeeded(&submit(&dir, &file, &gateway.url, &FRAMES)).trim(), Go::id(0));
+    let job = front.script.lock().unwrap().manager.as_ref().unwrap().jobs[0].0.clone();
+    assert_eq!(job["storage"], json!({}));
+    assert!(Path::new(job["settings"]["blendfile"].as_str().unwrap()).exists(), "{job}");
+    front.all_rules_were_needed();
 }
 
 #[test]
@@ -723,6 +759,7 @@ fn a_job_goes_through_a_gateway() {
     let front = Front::start(&manager, &[rule.clone(), rule]);
     let (dir, file) = project();
     let storage = dir.path().join("storage");
+    front.share(&storage);
     let gateway = ServerProcess::start(
         dir.path(),
         &storage,

@@ -10,6 +10,7 @@ use crate::{
     client::{ClientError, Clocks, Exposure, Probe},
     disk::{FileSystem, Space, WatchLimits},
     scan::{CacheHealth, CacheState},
+    server::{CheckoutPaths, Comparison},
 };
 
 /// How something is.
@@ -242,6 +243,57 @@ pub(super) fn store(facts: &StoreFacts) -> Vec<Check> {
         Err(why) => Check::fail("link mode", why, "choose another store.link_mode"),
     }));
     checks
+}
+
+const MANAGER_STORAGE: &str = "manager storage";
+
+/// Settings that lead to no Manager or to no storage.
+pub(super) fn no_manager(failure: &str) -> Check {
+    let next = "correct that setting; `farmhand config show` says where it is from";
+    Check::fail(MANAGER_STORAGE, failure, next)
+}
+
+/// A storage that no server has used: there is nothing in it that the Manager could see.
+pub(super) fn no_storage_yet(url: &str, dir: &Path) -> Check {
+    let dir = dir.display();
+    Check::warn(
+        MANAGER_STORAGE,
+        format!(
+            "{dir} is not a storage yet, so it is not known whether the Manager at {url} uses it"
+        ),
+        "mount its disk, or start `farmhand serve` once, and run this again",
+    )
+}
+
+/// Whether the Manager and this server use one storage.
+pub(super) fn manager_storage(
+    url: &str,
+    dir: &Path,
+    paths: CheckoutPaths,
+    comparison: &Comparison,
+) -> Check {
+    match (comparison, paths) {
+        (Comparison::Same { manager, .. }, _) => {
+            let shaman = if manager.shaman_enabled { "enabled" } else { "disabled" };
+            let (dir, location) = (dir.display(), &manager.location);
+            Check::ok(
+                MANAGER_STORAGE,
+                format!(
+                    "the Manager at {url} uses {dir}, too, as {location}; its own Shaman is {shaman}"
+                ),
+            )
+        }
+        (Comparison::Different { reason, .. }, CheckoutPaths::Absolute) => Check::warn(
+            MANAGER_STORAGE,
+            reason,
+            "see that every worker finds this server's jobs directory under the same path: checkouts \
+             have absolute paths (serve.checkout_paths)",
+        ),
+        (Comparison::Different { .. } | Comparison::Unknown { .. }, _) => {
+            let (reason, next) = comparison.objection().unwrap_or_default();
+            Check::fail(MANAGER_STORAGE, reason, next)
+        }
+    }
 }
 
 /// A folder that is to be uploaded or watched.

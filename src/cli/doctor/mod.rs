@@ -22,6 +22,7 @@ use crate::{
     agent::real,
     client::{self, Shaman},
     disk::{FileSystem, Space, WatchLimits, nearest_existing, try_writing, watches_needed},
+    exec::Exec,
     scan::HashCache,
     store,
     wire::hide_tokens,
@@ -33,8 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Look whether all is well, and say what to do where it is not
 ///
-/// Looks at the configuration, the server (or the embedded store), the folders and what watching them
-/// takes, the hash cache, and the limits of this machine. Nothing is changed, but for files
+/// Looks at the configuration, the server (or the embedded store), the Manager behind `farmhand serve`
+/// and its storage, the folders and what watching them takes, the hash cache, and the limits of this
+/// machine. Nothing is changed, but for files
 /// that are made and removed at once where something is to be written. Without folders, those of the
 /// configuration (watch.folders) are looked at. Exit code 1 if something does not work; warnings are
 /// none.
@@ -127,6 +129,7 @@ async fn examine(
         let facts = blocking(move || store_facts(dir, chosen, options)).await?;
         report.add(judge::store(&facts))?;
     }
+    report.add(manager_storage(settings).await)?;
 
     let polls = settings.values.watch.mode == WatchHow::Poll;
     let mut looked = Vec::new();
@@ -193,6 +196,30 @@ async fn server(settings: &Settings, url: &str) -> Vec<Check> {
         Ok(client) => judge::server(&hide_tokens(url), &client.probe().await, client.exposure()),
         Err(failure) => vec![judge::no_client(failure.message())],
     }
+}
+
+/// Whether the Manager of the configuration uses the storage of the configuration; nothing, if there
+/// is no Manager.
+async fn manager_storage(settings: &Settings) -> Option<Check> {
+    let gateway = match settings.gateway() {
+        Ok(gateway) => gateway?,
+        Err(failure) => return Some(judge::no_manager(failure.message())),
+    };
+    let dir = match settings.storage() {
+        Ok((dir, _)) => dir,
+        Err(failure) => return Some(judge::no_manager(failure.message())),
+    };
+    // As a server that uses it calls it.
+    let look = move || {
+        let exists = store::building_dir(&dir).is_ok();
+        (std::path::absolute(&dir).unwrap_or(dir), exists)
+    };
+    let (dir, exists) = blocking(look).await.ok()?;
+    if !exists {
+        return Some(judge::no_storage_yet(gateway.shown(), &dir));
+    }
+    let comparison = gateway.compare_storage(&dir, &Exec::default()).await;
+    Some(judge::manager_storage(gateway.shown(), &dir, gateway.checkout_paths(), &comparison))
 }
 
 fn store_facts(dir: PathBuf, chosen: bool, options: store::Options) -> StoreFacts {

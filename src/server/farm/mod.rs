@@ -256,7 +256,7 @@ fn shown(path: &Path) -> String {
 }
 
 /// A name in a directory that may be of another platform.
-fn beside(dir: &str, name: &str) -> String {
+pub(super) fn beside(dir: &str, name: &str) -> String {
     let separator = if dir.contains('\\') && !dir.contains('/') { '\\' } else { '/' };
     format!("{}{separator}{name}", dir.trim_end_matches(separator))
 }

@@ -1,5 +1,10 @@
 //! Jobs that are deleted take their checkouts with them: the Manager would erase those of its own
 //! Shaman, and knows nothing of ours. Whatever cannot be found out for certain erases nothing.
+//!
+//! A checkout goes if it is a whole one, on record, that the job names by its id or by the path of
+//! its .blend, and if no other job may use any of it. The Manager's own word
+//! (`what-would-delete-do`) counts for ids only, and only while its Shaman is enabled: without
+//! one it says no to everything, and of jobs without an id it knows nothing.
 
 use std::sync::Arc;
 
@@ -9,11 +14,15 @@ use axum::{
 };
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{
     super::{App, body::next_piece},
-    Gateway, Head, NoAnswer, passed,
+    Gateway, Head, NoAnswer,
+    json::Members,
+    passed,
+    paths::{BLENDFILE, JobPaths},
 };
 use crate::{
     domain::CheckoutPath,
@@ -23,6 +32,9 @@ use crate::{
 
 /// Where the Manager has its jobs.
 const JOBS: &str = "/api/v3/jobs";
+
+/// The end of the path under which the Manager says what the deletion of a job would do.
+const PREVIEW: &str = "what-would-delete-do";
 
 /// The name that no job has.
 const MASS: &str = "mass-delete";
@@ -34,8 +46,14 @@ const MAX_REQUEST_BYTES: usize = 64 << 10;
 #[derive(Debug, Deserialize)]
 struct Job {
     id: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    status: String,
     updated: Option<String>,
     storage: Option<Storage>,
+    #[serde(default)]
+    settings: Value,
     delete_requested_at: Option<IgnoredAny>,
 }
 
@@ -62,8 +80,15 @@ struct Selection {
 }
 
 impl Job {
-    fn checkout(&self) -> Option<CheckoutPath> {
-        self.storage.as_ref()?.shaman_checkout_id.as_ref()?.parse().ok()
+    /// The id of its checkout, if it says one.
+    fn checkout_id(&self) -> Option<&str> {
+        let id = self.storage.as_ref()?.shaman_checkout_id.as_deref()?;
+        Some(id).filter(|id| !id.is_empty())
+    }
+
+    /// Whether it may use a checkout or any part of it.
+    fn may_use(&self, checkout: &CheckoutPath, paths: &JobPaths) -> bool {
+        paths.may_use(self.checkout_id(), &self.settings, checkout)
     }
 
     /// Whether a mass deletion up to this time is about this job.
@@ -84,6 +109,12 @@ fn until(text: &str) -> Result<Timestamp, jiff::Error> {
 struct Doomed {
     job: String,
     checkout: CheckoutPath,
+}
+
+/// Whether a request asks to remove files that farmhand did not create, too.
+fn with_outputs(head: &Head) -> bool {
+    let mut pairs = head.target.query().unwrap_or_default().split('&');
+    pairs.any(|pair| pair == "with_outputs=true")
 }
 
 /// A request that deletes jobs.
@@ -117,10 +148,10 @@ impl Deletion {
         let end = app.end.clone();
         app.exec.clone().spawn(async move {
             let work = async {
-                let questions = Questions { gateway: &gateway, headers: questions(&head.headers) };
+                let questions = Questions::new(&app, &gateway, &head).await;
                 match self {
-                    Self::One => one(&app, &questions, head, body, answered).await,
-                    Self::Many => many(&app, &questions, head, body, answered).await,
+                    Self::One => one(&questions, head, body, answered).await,
+                    Self::Many => many(&questions, head, body, answered).await,
                 }
             };
             end.run_until_cancelled(work).await;
@@ -133,8 +164,11 @@ type Answered = oneshot::Sender<Result<axum::response::Response, NoAnswer>>;
 
 /// Asks the Manager on behalf of whoever deletes.
 struct Questions<'a> {
+    app: &'a App,
     gateway: &'a Gateway,
     headers: HeaderMap,
+    paths: JobPaths,
+    with_outputs: bool,
 }
 
 /// The headers of a request, for a question without a body.
@@ -156,22 +190,58 @@ fn questions(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-impl Questions<'_> {
+impl<'a> Questions<'a> {
+    async fn new(app: &'a App, gateway: &'a Gateway, head: &Head) -> Self {
+        let with_outputs = with_outputs(head);
+        Self { with_outputs, ..Self::with(app, gateway, questions(&head.headers)).await }
+    }
+
+    async fn with(app: &'a App, gateway: &'a Gateway, headers: HeaderMap) -> Self {
+        let paths = gateway.job_paths(app).await;
+        Self { app, gateway, headers, paths, with_outputs: false }
+    }
+
+    async fn ask<T: serde::de::DeserializeOwned>(&self, target: &str) -> Result<T, String> {
+        self.gateway.ask(Method::GET, target, self.headers.clone(), None).await
+    }
+
+    /// All jobs that are not being deleted.
     async fn jobs(&self) -> Result<Vec<Job>, String> {
-        let Jobs { jobs } = self.gateway.ask(JOBS, self.headers.clone()).await?;
+        let Jobs { mut jobs } = self.ask(JOBS).await?;
+        jobs.retain(|job| job.delete_requested_at.is_none());
         Ok(jobs)
     }
 
-    /// What goes with this job, if the Manager says that its checkout does.
+    /// The checkout of this storage that a job has, as a whole.
+    async fn checkout(&self, job: &Job) -> Result<Option<CheckoutPath>, String> {
+        let store = self.app.store.clone();
+        let by_id = job.checkout_id().map(|id| self.paths.identified(id));
+        let by_blend = job.settings[BLENDFILE].as_str().and_then(|text| self.paths.resolve(text));
+        let find = move || match by_id {
+            // The .blend does not replace an id of something else: its meaning is not certain.
+            Some(Some(id)) => Ok(store.is_on_record(&id)?.then_some(id)),
+            Some(None) => Ok(None),
+            None => by_blend.map_or(Ok(None), |path| store.checkout_above(&path)),
+        };
+        let found = self.app.exec.blocking(find).await;
+        found.map_err(|error| format!("{error}: {}", error.source))
+    }
+
+    /// What goes with this job, unless another one uses it.
     async fn doomed(&self, path: &str, job: Job) -> Result<Option<Doomed>, String> {
-        let Some(checkout) = job.checkout() else { return Ok(None) };
-        let target = format!("{path}/what-would-delete-do");
-        let Preview { shaman_checkout } = self.gateway.ask(&target, self.headers.clone()).await?;
-        Ok(shaman_checkout.then_some(Doomed { job: job.id, checkout }))
+        let Some(checkout) = self.checkout(&job).await? else { return Ok(None) };
+        let has_veto = job.checkout_id().is_some() && !self.paths.manager_erases_nothing();
+        if has_veto {
+            let Preview { shaman_checkout } = self.ask(&format!("{path}/{PREVIEW}")).await?;
+            if !shaman_checkout {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Doomed { job: job.id, checkout }))
     }
 
     async fn one(&self, path: &str) -> Result<Option<Doomed>, String> {
-        let job = self.gateway.ask(path, self.headers.clone()).await?;
+        let job = self.ask(path).await?;
         self.doomed(path, job).await
     }
 
@@ -192,30 +262,80 @@ impl Questions<'_> {
         }
         Ok(all)
     }
+
+    /// Another job that may use what goes.
+    fn other_user<'j>(&self, doomed: &Doomed, jobs: &'j [Job]) -> Option<&'j Job> {
+        let mut others = jobs.iter().filter(|job| job.id != doomed.job);
+        others.find(|job| job.may_use(&doomed.checkout, &self.paths))
+    }
 }
 
-async fn one(app: &App, questions: &Questions<'_>, head: Head, body: Body, answered: Answered) {
+/// The path of the job of which this asks what its deletion would do.
+pub(super) fn previewed_job(path: &str) -> Option<&str> {
+    let job = path.strip_suffix(PREVIEW)?.strip_suffix('/')?;
+    let name = job.strip_prefix(JOBS)?.strip_prefix('/')?;
+    (!name.is_empty() && !name.contains('/')).then_some(job)
+}
+
+/// What the deletion of the job of this request does with a checkout of this storage, given what the
+/// Manager says of it; nothing, if that need not be corrected, or is not known.
+pub(super) async fn preview(
+    app: &App,
+    gateway: &Gateway,
+    head: &Head,
+    theirs: &Members<'_>,
+) -> Option<String> {
+    let path = previewed_job(head.target.path())?;
+    let says = theirs.get("shaman_checkout").ok().flatten()?;
+    let questions = Questions::new(app, gateway, head).await;
+    // Then the Manager erases the checkout itself.
+    if says == "true" && !questions.paths.manager_erases_nothing() {
+        return None;
+    }
+    let preview = async {
+        let Some(doomed) = questions.one(path).await? else { return Ok(None) };
+        let jobs = questions.jobs().await?;
+        if questions.other_user(&doomed, &jobs).is_some() {
+            return Ok(None);
+        }
+        let (store, checkout) = (app.store.clone(), doomed.checkout);
+        let options = EraseOptions { dry_run: true, with_outputs: false };
+        match app.exec.compute(move || store.erase(&checkout, options)).await {
+            Ok(erased) => Ok(Some(erased)),
+            Err(EraseError::Disk(error)) => Err(format!("{error}: {}", error.source)),
+            Err(_) => Ok(None),
+        }
+    };
+    match preview.await {
+        Ok(Some(erased)) => {
+            let erased = serde_json::to_string(&erased).expect("BUG: a report is plain data");
+            let told = theirs.with("shaman_checkout", "true");
+            Some(Members::read(told.as_bytes())?.with("checkout", &erased))
+        }
+        Ok(None) => (says != "false").then(|| theirs.with("shaman_checkout", "false")),
+        Err(reason) => {
+            tracing::debug!(reason, "what a deletion would do is passed on as the Manager says it");
+            None
+        }
+    }
+}
+
+async fn one(questions: &Questions<'_>, head: Head, body: Body, answered: Answered) {
     let path = head.target.path();
     let doomed = questions.one(path).await.unwrap_or_else(|reason| {
         not_certain(path, &reason);
         None
     });
-    if send(app, questions.gateway, &head, body, answered).await {
+    if send(questions, &head, body, answered).await {
         // It was about this one job, whatever the list says of it a moment later.
-        erase_unused(app, questions, path, doomed.into_iter().collect(), |_, _| true).await;
+        erase_unused(questions, path, doomed.into_iter().collect(), |_, _| true).await;
     }
 }
 
-async fn many(
-    app: &App,
-    questions: &Questions<'_>,
-    mut head: Head,
-    mut body: Body,
-    answered: Answered,
-) {
+async fn many(questions: &Questions<'_>, mut head: Head, mut body: Body, answered: Answered) {
     let mut request = Vec::new();
     loop {
-        match next_piece(&mut body, app.options.body_timeout).await {
+        match next_piece(&mut body, questions.app.options.body_timeout).await {
             Ok(Some(piece)) if request.len() + piece.len() <= MAX_REQUEST_BYTES => {
                 request.extend_from_slice(&piece);
             }
@@ -236,16 +356,15 @@ async fn many(
         Vec::new()
     });
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(request.len()));
-    if send(app, questions.gateway, &head, Body::from(request), answered).await {
+    if send(questions, &head, Body::from(request), answered).await {
         // Which of them it was about is for the Manager to say.
         let goes = |doomed: &Doomed, left: &[Job]| !left.iter().any(|job| job.id == doomed.job);
-        erase_unused(app, questions, head.target.path(), doomed, goes).await;
+        erase_unused(questions, head.target.path(), doomed, goes).await;
     }
 }
 
 /// Erases what goes, given the jobs that stay, but for what one of those uses.
 async fn erase_unused(
-    app: &App,
     questions: &Questions<'_>,
     path: &str,
     doomed: Vec<Doomed>,
@@ -255,28 +374,24 @@ async fn erase_unused(
         return;
     }
     let left = match questions.jobs().await {
-        Ok(mut jobs) => {
-            jobs.retain(|job| job.delete_requested_at.is_none());
-            jobs
-        }
+        Ok(jobs) => jobs,
         Err(reason) => return not_certain(path, &reason),
     };
     for doomed in doomed.into_iter().filter(|doomed| goes(doomed, &left)) {
-        let uses =
-            |job: &&Job| job.id != doomed.job && job.checkout().as_ref() == Some(&doomed.checkout);
-        match left.iter().find(uses) {
+        match questions.other_user(&doomed, &left) {
             Some(other) => tracing::info!(
                 checkout = %doomed.checkout, job = doomed.job, other = other.id,
                 "not erased with its job: another one uses it"
             ),
-            None => erase(app, doomed).await,
+            None => erase(questions, doomed).await,
         }
     }
 }
 
 /// Passes the request on, hands the answer over, and says whether it is done.
-async fn send(app: &App, gateway: &Gateway, head: &Head, body: Body, answered: Answered) -> bool {
-    let answer = gateway.send(head, body, app.options.body_timeout).await;
+async fn send(questions: &Questions<'_>, head: &Head, body: Body, answered: Answered) -> bool {
+    let body_timeout = questions.app.options.body_timeout;
+    let answer = questions.gateway.send(head, body, body_timeout).await;
     let is_done = answer.as_ref().is_ok_and(|answer| answer.status().is_success());
     let _ = answered.send(answer.map(passed));
     is_done
@@ -290,9 +405,10 @@ fn not_certain(path: &str, reason: &str) {
     );
 }
 
-async fn erase(app: &App, Doomed { job, checkout }: Doomed) {
-    let (store, path) = (app.store.clone(), checkout.clone());
-    match app.exec.compute(move || store.erase(&path, EraseOptions::default())).await {
+async fn erase(questions: &Questions<'_>, Doomed { job, checkout }: Doomed) {
+    let (store, path) = (questions.app.store.clone(), checkout.clone());
+    let options = EraseOptions { with_outputs: questions.with_outputs, dry_run: false };
+    match questions.app.exec.compute(move || store.erase(&path, options)).await {
         Ok(erased) => {
             tracing::info!(%checkout, job, files = erased.files, "erased with its job");
             erased.log_outputs();
@@ -300,6 +416,27 @@ async fn erase(app: &App, Doomed { job, checkout }: Doomed) {
         Err(EraseError::Unknown(_)) => tracing::debug!(%checkout, job, "there is none to erase"),
         Err(error) => tracing::warn!(%checkout, job, %error, "not erased with its job"),
     }
+}
+
+/// A job of the Manager that has not ended and may use a checkout: its id, its name and its status.
+///
+/// # Errors
+/// If the Manager does not say which jobs it has.
+pub(in super::super) async fn live_user(
+    app: &App,
+    gateway: &Gateway,
+    checkout: &CheckoutPath,
+) -> Result<Option<(String, String, String)>, String> {
+    let mut headers = HeaderMap::new();
+    gateway.sign(&mut headers);
+    let questions = Questions::with(app, gateway, headers).await;
+    let ended = |job: &Job| matches!(job.status.as_str(), "completed" | "failed" | "canceled");
+    let jobs = questions.jobs().await?;
+    let user = jobs
+        .into_iter()
+        .find(|job| !ended(job) && job.may_use(checkout, &questions.paths))
+        .map(|job| (job.id, job.name, job.status));
+    Ok(user)
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use super::{
     super::{ApiError, error::chain},
     route::Route,
+    storage::{CheckoutPaths, StorageState},
 };
 use crate::wire::hide_tokens;
 
@@ -65,6 +66,8 @@ pub struct GatewayOptions {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Root certificates besides those of the machine.
     pub roots: Vec<CertificateDer<'static>>,
+    /// How checkouts are named to clients.
+    pub checkout_paths: CheckoutPaths,
 }
 
 impl Default for GatewayOptions {
@@ -74,6 +77,7 @@ impl Default for GatewayOptions {
             answer_timeout: Duration::from_secs(120),
             headers: Vec::new(),
             roots: Vec::new(),
+            checkout_paths: CheckoutPaths::default(),
         }
     }
 }
@@ -86,6 +90,7 @@ impl fmt::Debug for GatewayOptions {
             .field("answer_timeout", &self.answer_timeout)
             .field("headers", &names)
             .field("roots", &self.roots.len())
+            .field("checkout_paths", &self.checkout_paths)
             .finish()
     }
 }
@@ -139,6 +144,8 @@ pub struct Gateway {
     pooled: Client,
     /// Uses no connection twice.
     fresh: Client,
+    checkout_paths: CheckoutPaths,
+    storage: StorageState,
 }
 
 impl fmt::Debug for Gateway {
@@ -267,7 +274,23 @@ impl Gateway {
             for_proxy,
             fresh: builder.clone().pool_max_idle_per_host(0).build(connector.clone()),
             pooled: builder.build(connector),
+            checkout_paths: options.checkout_paths,
+            storage: StorageState::default(),
         })
+    }
+
+    /// The address as people may see it.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// How checkouts are named to clients.
+    pub fn checkout_paths(&self) -> CheckoutPaths {
+        self.checkout_paths
+    }
+
+    pub(super) fn storage(&self) -> &StorageState {
+        &self.storage
     }
 
     /// Whether a request has come through here before.
@@ -294,13 +317,25 @@ impl Gateway {
         body_timeout: Duration,
     ) -> Result<Response<Incoming>, NoAnswer> {
         let harmless = matches!(head.method, Method::GET | Method::HEAD) && body.is_end_stream();
-        match self.try_send(&self.pooled, head, body, body_timeout).await {
+        let answer = match self.try_send(&self.pooled, head, body, body_timeout).await {
             Err(NoAnswer::Broken(reason)) if harmless => {
                 tracing::debug!(reason, "the Manager broke off: asking again");
                 self.try_send(&self.fresh, head, Body::empty(), body_timeout).await
             }
             answer => answer,
+        };
+        match &answer {
+            // A proxy before the Manager may speak for one that is not there.
+            Ok(answer) => self.storage.note_contact(!matches!(
+                answer.status(),
+                StatusCode::BAD_GATEWAY
+                    | StatusCode::SERVICE_UNAVAILABLE
+                    | StatusCode::GATEWAY_TIMEOUT
+            )),
+            Err(error) if error.status().is_server_error() => self.storage.note_contact(false),
+            Err(_) => {}
         }
+        answer
     }
 
     async fn try_send(
@@ -353,27 +388,38 @@ impl Gateway {
         }
     }
 
-    /// The answer to a question of our own.
+    /// The answer to a question of our own; `body` is JSON.
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
+        method: Method,
         target: &str,
         mut headers: HeaderMap,
+        body: Option<Vec<u8>>,
     ) -> Result<T, String> {
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        headers.insert(header::ACCEPT, JSON);
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let body = match body {
+            Some(body) => {
+                headers.insert(header::CONTENT_TYPE, JSON);
+                Body::from(body)
+            }
+            None => Body::empty(),
+        };
         let target =
             PathAndQuery::try_from(target).map_err(|_| format!("{target:?} is no path"))?;
-        let head = Head { method: Method::GET, target, headers };
-        let answer = self.send(&head, Body::empty(), self.answer_timeout).await;
+        let head = Head { method, target, headers };
+        let answer = self.send(&head, body, self.answer_timeout).await;
         let answer = answer.map_err(|error| format!("it {error}"))?;
-        let status = answer.status();
+        let (status, method) = (answer.status(), &head.method);
         if status != StatusCode::OK {
-            return Err(format!("it answers {status} to GET {}", hide_tokens(head.target.path())));
+            let path = hide_tokens(head.target.path());
+            return Err(format!("it answers {status} to {method} {path}"));
         }
         let body = self.whole(answer.into_body()).await.map_err(|error| format!("it {error}"))?;
         serde_json::from_slice(&body).map_err(|error| {
             format!(
-                "its answer to GET {} is none of a Manager: {error}",
+                "its answer to {method} {} is none of a Manager: {error}",
                 hide_tokens(head.target.path())
             )
         })
@@ -390,10 +436,10 @@ impl Gateway {
     }
 
     /// Looks once whether a Manager is there, for the log.
-    pub(in super::super) async fn greet(&self) {
+    pub(super) async fn greet(&self) {
         let mut headers = HeaderMap::new();
         self.sign(&mut headers);
-        match self.ask::<Version>("/api/v3/version", headers).await {
+        match self.ask::<Version>(Method::GET, "/api/v3/version", headers, None).await {
             Ok(Version { name, version }) => {
                 tracing::info!(name, version, "in front of the Manager at {}", self.shown);
             }

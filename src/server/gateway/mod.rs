@@ -1,12 +1,18 @@
 //! In front of a Flamenco Manager: what is not ours goes to it, and its answers come back, as they
-//! are. Nothing is followed, stored, unpacked or put together on the way, with two exceptions: what
-//! the Manager says of Shaman, and jobs that are deleted with their checkout.
+//! are. Nothing is followed, stored, unpacked or put together on the way, with these exceptions:
+//! the Manager's answers about Shaman, submitted jobs that do not name their checkout, and jobs
+//! that are deleted with their checkout.
 
+mod check;
 mod deletion;
+mod json;
 mod manager;
+mod paths;
 mod route;
+mod storage;
+mod submit;
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -15,19 +21,16 @@ use axum::{
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
-    ser::{Serialize, SerializeMap, Serializer},
-};
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{App, Peer};
 use crate::wire;
+pub(super) use deletion::live_user;
+use json::Members;
 pub use manager::{BadManager, Gateway, GatewayOptions};
 use manager::{Head, NoAnswer};
+pub use storage::{CheckoutPaths, Comparison, ManagerStorage};
 
 /// Headers that are about one connection, and not about what is sent over it.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -105,7 +108,7 @@ async fn try_pass(
         (hyper::upgrade::on(&mut request), tunnels)
     });
     let peer = request.extensions().get::<Peer>().copied();
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let target =
         parts.uri.path_and_query().cloned().filter(|target| target.path().starts_with('/'));
     let target = target.ok_or(NoAnswer::NoPath)?;
@@ -127,8 +130,14 @@ async fn try_pass(
     if let Some(deletion) = deletion::Deletion::of(&head) {
         return deletion.pass(app, gateway, head, body).await;
     }
-    let says_storage = head.method == Method::GET && is_shared_storage(head.target.path());
-    if says_storage {
+    if submit::is_submit(&head) {
+        body = match submit::prepare(app, gateway, &mut head, body).await? {
+            Ok(body) => body,
+            Err(refusal) => return Ok(refusal),
+        };
+    }
+    let correction = Correction::of(&head);
+    if correction.is_some() {
         head.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     let mut answer = gateway.send(&head, body, app.options.body_timeout).await?;
@@ -149,10 +158,10 @@ async fn try_pass(
         }
         return Ok(answer);
     }
-    if says_storage {
-        return with_shaman(gateway, answer).await;
+    match correction {
+        Some(correction) => correction.make(app, gateway, &head, answer).await,
+        None => Ok(passed(answer)),
     }
-    Ok(passed(answer))
 }
 
 /// Lets both sides speak to each other until both have ended, or one breaks.
@@ -222,71 +231,52 @@ fn is_shared_storage(path: &str) -> bool {
         .is_some_and(|(audience, platform)| !audience.is_empty() && !platform.contains('/'))
 }
 
-/// The answer with `shamanEnabled` true: there is a Shaman here, whatever the Manager itself has.
-async fn with_shaman(
-    gateway: &Gateway,
-    answer: Response<Incoming>,
-) -> Result<axum::response::Response, NoAnswer> {
-    if answer.status() != StatusCode::OK || answer.headers().contains_key(header::CONTENT_ENCODING)
-    {
-        return Ok(passed(answer));
-    }
-    let (mut parts, body) = answer.into_parts();
-    let mut body = gateway.whole(body).await?;
-    strip(&mut parts.headers);
-    if let Ok(mut members) = serde_json::from_slice::<Members>(&body) {
-        members.set("shamanEnabled", RawValue::TRUE);
-        body = serde_json::to_vec(&members).expect("BUG: members are JSON").into();
-    }
-    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    Ok(Response::from_parts(parts, Body::from(body)))
+/// An answer of the Manager in which one member is corrected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Correction {
+    /// `shamanEnabled` is true: there is a Shaman here, whatever the Manager itself has.
+    ShamanEnabled,
+    /// `shaman_checkout` and `checkout` say what this server does when the job is deleted.
+    DeletionPreview,
 }
 
-/// The members of a JSON object, in their order, with their values as they are written.
-struct Members(Vec<(String, Box<RawValue>)>);
-
-impl Members {
-    fn set(&mut self, name: &str, value: &RawValue) {
-        let mut found = false;
-        for (_, old) in self.0.iter_mut().filter(|(other, _)| other == name) {
-            *old = value.to_owned();
-            found = true;
-        }
-        if !found {
-            self.0.push((name.to_owned(), value.to_owned()));
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Members {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Members;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+impl Correction {
+    fn of(head: &Head) -> Option<Self> {
+        let path = head.target.path();
+        match () {
+            () if head.method != Method::GET => None,
+            () if path == "/api/v3/configuration" || is_shared_storage(path) => {
+                Some(Self::ShamanEnabled)
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
+            () if deletion::previewed_job(path).is_some() => Some(Self::DeletionPreview),
+            () => None,
         }
-        deserializer.deserialize_map(Reader)
     }
-}
 
-impl Serialize for Members {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in &self.0 {
-            map.serialize_entry(name, value)?;
+    async fn make(
+        self,
+        app: &App,
+        gateway: &Arc<Gateway>,
+        head: &Head,
+        answer: Response<Incoming>,
+    ) -> Result<axum::response::Response, NoAnswer> {
+        if answer.status() != StatusCode::OK
+            || answer.headers().contains_key(header::CONTENT_ENCODING)
+        {
+            return Ok(passed(answer));
         }
-        map.end()
+        let (mut parts, body) = answer.into_parts();
+        let mut body = gateway.whole(body).await?;
+        strip(&mut parts.headers);
+        if let Some(members) = Members::read(&body) {
+            let corrected = match self {
+                Self::ShamanEnabled => Some(members.with("shamanEnabled", "true")),
+                Self::DeletionPreview => deletion::preview(app, gateway, head, &members).await,
+            };
+            body = corrected.map_or(body.clone(), Into::into);
+        }
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        Ok(Response::from_parts(parts, Body::from(body)))
     }
 }
 
@@ -362,18 +352,21 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_an_object_stays_as_it_is_written() {
-        for (before, after) in [
-            (
-                r#"{"z":1.0, "shamanEnabled" : false,"a":[1e3 ,2]}"#,
-                r#"{"z":1.0,"shamanEnabled":true,"a":[1e3 ,2]}"#,
-            ),
-            ("{}", r#"{"shamanEnabled":true}"#),
-        ] {
-            let mut members: Members = serde_json::from_str(before).unwrap();
-            members.set("shamanEnabled", RawValue::TRUE);
-            assert_eq!(serde_json::to_string(&members).unwrap(), after);
-        }
-        assert!(serde_json::from_str::<Members>("[1]").is_err());
+    fn answers_about_shaman_are_corrected() {
+        let of = |method: Method, path: &str| {
+            Correction::of(&Head {
+                method,
+                target: path.try_into().unwrap(),
+                headers: HeaderMap::new(),
+            })
+        };
+        let root = "/api/v3/configuration";
+        assert_eq!(of(Method::GET, root), Some(Correction::ShamanEnabled));
+        assert_eq!(of(Method::GET, &format!("{root}?x")), Some(Correction::ShamanEnabled));
+        assert_eq!(of(Method::GET, &format!("{root}/file")), None);
+        assert_eq!(of(Method::PUT, root), None);
+        let preview = "/api/v3/jobs/a-1/what-would-delete-do";
+        assert_eq!(of(Method::GET, preview), Some(Correction::DeletionPreview));
+        assert_eq!(of(Method::GET, "/api/v3/jobs//what-would-delete-do"), None);
     }
 }
