@@ -134,13 +134,13 @@ async fn erase(
     })?;
     let path = checkout_path(&path)?;
     let options = EraseOptions { with_outputs, dry_run };
-    let (store, looked_at) = (app.store.clone(), path.clone());
-    let preview = EraseOptions { dry_run: true, ..options };
-    // First of all: a part of a checkout is refused whether a job uses it or not.
-    let erased = app.exec.compute(move || store.erase(&looked_at, preview)).await?;
+    let store = app.store.clone();
     if dry_run {
-        return Ok(Json(erased));
+        return Ok(Json(app.exec.compute(move || store.erase(&path, options)).await?));
     }
+    // First of all: a part of a checkout is refused whether a job uses it or not.
+    let checked = path.clone();
+    app.exec.blocking(move || store.require_deletable(&checked)).await?;
     let leaving = if force { None } else { Some(require_unused(&app, &path).await?) };
     let store = app.store.clone();
     let erased = app

@@ -212,6 +212,14 @@ impl Store {
         Ok(erased?)
     }
 
+    /// Checks that this is a whole checkout, which can be deleted.
+    ///
+    /// # Errors
+    /// If it is not, with what it is instead.
+    pub fn require_deletable(&self, path: &CheckoutPath) -> Result<(), EraseError> {
+        self.require_whole(path).map(drop)
+    }
+
     /// Whether this is a whole checkout, on record or by its look, and what its record says.
     ///
     /// # Errors

@@ -394,6 +394,13 @@ fn jobs_render_outside_their_checkout() {
         assert!(!place.exists());
         assert_eq!(renders.exists(), !with_outputs);
     }
+    // The directory of a job that has put nothing there goes with the job.
+    let id = submit(&server, None, "nowhere/scene.blend");
+    until(|| server.api("GET", &format!("jobs/{id}"), Value::Null).json()["status"] == "completed");
+    let renders = server.storage().join(format!("renders/a job-{}", &id[..8]));
+    fs::remove_file(renders.join("0001.png")).unwrap();
+    delete_job(&server, &id, "");
+    assert!(!renders.exists());
     // What a job says counts.
     let mut job = json!({
         "name": "x", "type": "simple-blender-render", "priority": 50, "submitter_platform": "linux",

@@ -618,21 +618,20 @@ fn being_deleted(id: &str) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, format!("the job {id} is being deleted"))
 }
 
-/// The checkout that is deleted with a job: a whole one that no other job uses, nor anything in it or above it;
-/// and what deleting it would do.
+/// The checkout that is deleted with a job: a whole one that no other job uses, nor anything in it or above it.
 fn deleted_with(
     farm: &Farm,
     store: &Store,
     entry: &Entry,
-) -> Result<Option<(CheckoutPath, Erased)>, ApiError> {
+) -> Result<Option<CheckoutPath>, ApiError> {
     let checkout = entry.checkout.as_deref().and_then(|text| text.parse().ok());
     let Some(checkout): Option<CheckoutPath> = checkout else { return Ok(None) };
     let id = &entry.job.id;
     if farm.ledger.all()?.iter().any(|other| other.job.id != *id && farm.uses(other, &checkout)) {
         return Ok(None);
     }
-    match store.erase(&checkout, EraseOptions { dry_run: true, with_outputs: false }) {
-        Ok(erased) => Ok(Some((checkout, erased))),
+    match store.require_deletable(&checkout) {
+        Ok(()) => Ok(Some(checkout)),
         Err(EraseError::Disk(error)) => Err(error.into()),
         // Nothing that could be deleted as this job's.
         Err(error) => {
@@ -660,7 +659,9 @@ async fn what_would_delete_do(
     let store = app.store.clone();
     app.exec
         .blocking(move || {
-            let checkout = deleted_with(&farm, &store, &entry)?.map(|(_, erased)| erased);
+            let preview = EraseOptions { dry_run: true, with_outputs: false };
+            let checkout = deleted_with(&farm, &store, &entry)?;
+            let checkout = checkout.map(|checkout| store.erase(&checkout, preview)).transpose()?;
             let renders = store.outputs_of_job(&output_dir(&entry.job), false)?;
             Ok(Json(Deletion { shaman_checkout: checkout.is_some(), checkout, renders }))
         })
@@ -727,7 +728,7 @@ async fn delete(
         .exec
         .compute(move || {
             let _parting = parting;
-            let checkout = deleted_with(&asked, &store, &entry)?.map(|(checkout, _)| checkout);
+            let checkout = deleted_with(&asked, &store, &entry)?;
             let _leaving = checkout.as_ref().map(|checkout| Leaving::begin(&asked, checkout));
             // Others are taken meanwhile, but none for this checkout.
             drop(turn);
@@ -746,7 +747,10 @@ async fn delete(
                 }
             }
             let renders = output_dir(&entry.job);
-            deletion.renders = store.outputs_of_job(&renders, options.with_outputs)?;
+            deletion.renders = store.outputs_of_job(&renders, false)?;
+            if options.with_outputs || deletion.renders.files == 0 {
+                store.outputs_of_job(&renders, true)?;
+            }
             deletion.shaman_checkout = deletion.checkout.is_some();
             // At last: if the disk fails before, the job is still there to be deleted again.
             asked.ledger.remove(&id)?;
