@@ -381,15 +381,25 @@ pub(super) fn cache(health: Option<&CacheHealth>, wanted: bool) -> Check {
             format!("{file} cannot be read: {why}; {at_each_scan}"),
             "check its permissions, or set another scan.cache_dir",
         ),
-        CacheState::New | CacheState::Sound { .. } if unwritable.is_some() => Check::warn(
-            NAME,
-            format!(
-                "{file} cannot be written to: {}; {at_each_scan}",
-                unwritable.as_deref().unwrap_or_default()
-            ),
-            "check the permissions there, or set another scan.cache_dir",
-        ),
+        CacheState::New | CacheState::Sound { .. } | CacheState::DamagedRows { .. }
+            if unwritable.is_some() =>
+        {
+            Check::warn(
+                NAME,
+                format!(
+                    "{file} cannot be written to: {}; {at_each_scan}",
+                    unwritable.as_deref().unwrap_or_default()
+                ),
+                "check the permissions there, or set another scan.cache_dir",
+            )
+        }
         CacheState::New => Check::ok(NAME, format!("{file} is made with the first scan")),
+        CacheState::DamagedRows { damaged, rows } => Check::warn(
+            NAME,
+            format!("{damaged} of {rows} entries of {file} ({size}) are damaged (wrong checksum)"),
+            "scans do not use them, and hash these files again; remove all of them with `farmhand cache \
+             verify`; if this comes back, check the disk and the memory of this machine",
+        ),
         CacheState::Sound { folders, files } => Check::ok(
             NAME,
             format!("{file} ({size}) is sound; it knows {files} files in {folders} folders"),
@@ -642,6 +652,11 @@ mod tests {
             (health(CacheState::New, Some("no")), Warn, "cannot be written to: no"),
             (health(CacheState::Corrupt(text()), None), Warn, "sets it aside"),
             (health(CacheState::Newer, None), Warn, "newer farmhand"),
+            (
+                health(CacheState::DamagedRows { damaged: 2, rows: 9 }, None),
+                Warn,
+                "2 of 9 entries of /c/h (1.0 MiB) are damaged",
+            ),
             (health(CacheState::Unreadable(text()), None), Warn, "cannot be read"),
         ] {
             is(&cache(Some(&health), true), state, &[says]);
