@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::super::exit::{next_step, with_causes};
+use super::super::exit::{NO_STORE_ON_WINDOWS, next_step, with_causes};
 use crate::{
     client::{ClientError, Clocks, Exposure, Probe},
     disk::{FileSystem, Space, WatchLimits},
+    domain::OsFamily,
     scan::{CacheHealth, CacheState},
+    store::require_supported,
 };
 
 /// How something is.
@@ -182,6 +184,7 @@ pub(super) fn no_server(dir: &Path) -> Check {
 #[derive(Debug)]
 pub(super) struct StoreFacts {
     pub dir: PathBuf,
+    pub family: OsFamily,
     /// Somebody chose it.
     pub chosen: bool,
     /// It is there; if not, the rest is about what is nearest to it.
@@ -198,6 +201,9 @@ pub(super) struct StoreFacts {
 
 pub(super) fn store(facts: &StoreFacts) -> Vec<Check> {
     const NAME: &str = "store";
+    if let Err(error) = require_supported(facts.family) {
+        return vec![Check::fail(NAME, error.to_string(), NO_STORE_ON_WINDOWS)];
+    }
     let dir = facts.dir.display();
     if !facts.is_dir {
         let found = format!("{dir} is no directory");
@@ -539,6 +545,7 @@ mod tests {
     fn well_kept() -> StoreFacts {
         StoreFacts {
             dir: "/store".into(),
+            family: OsFamily::Unix,
             chosen: true,
             exists: true,
             is_dir: true,
@@ -565,6 +572,7 @@ mod tests {
             (well_kept(), vec![Fine, Fine, Fine]),
             (StoreFacts { space: None, link_mode: None, ..well_kept() }, vec![Fine]),
             (StoreFacts { is_dir: false, ..well_kept() }, vec![Fail]),
+            (StoreFacts { family: OsFamily::Windows, ..well_kept() }, vec![Fail]),
             (StoreFacts { unwritable: Some(text()), ..well_kept() }, vec![Fail]),
             (StoreFacts { holder: Some("pid 7".into()), ..well_kept() }, vec![Warn, Fine, Fine]),
             (StoreFacts { exists: false, ..well_kept() }, vec![Warn, Fine, Fine]),
