@@ -34,7 +34,8 @@ enum Action {
     /// Hash files again, and look whether the cache is right
     ///
     /// Wrong entries are named and removed. Exit code 9 if there are some: content was changed, and its
-    /// time and all else that the file system notes was set back, or the disk or memory is broken.
+    /// time and all else that the file system notes was set back, or the disk or memory is broken. Entries
+    /// whose checksum is wrong are removed from all folders, and counted; no scan uses them.
     Verify {
         /// The folders [default: all that are known]
         #[arg(value_name = "DIR")]
@@ -92,16 +93,21 @@ fn stats(context: &Context, scans: &Scans) -> Result<Exit, Failure> {
     let (file, bytes) =
         cache.file().map(|(file, bytes)| (file.to_owned(), bytes)).ok_or_else(unusable)?;
     let roots = cache.roots().ok_or_else(unusable)?;
+    let damaged = cache.damaged().ok_or_else(unusable)?;
     if context.json {
         print_json(&json!({
             "schema": "farmhand.cache.stats/1",
             "file": file.to_string_lossy(), "file_bytes": bytes, "roots": roots,
+            "damaged": damaged,
         }))?;
         return Ok(Exit::Done);
     }
     print(&format!("{} ({})", file.display(), ByteSize(bytes)))?;
     let files: u64 = roots.iter().map(|root| root.files).sum();
     print(&format!("{files} files in {} folders", roots.len()))?;
+    if damaged > 0 {
+        print(&format!("{damaged} entries are damaged (wrong checksum), and are not used"))?;
+    }
     for root in roots {
         let used = jiff::Timestamp::from_second(root.used_s).unwrap_or_default();
         let day = used.strftime("%Y-%m-%d");
@@ -146,6 +152,7 @@ async fn verify(
             "wrong": report.wrong,
             "outdated": report.outdated,
             "unreadable": report.unreadable,
+            "damaged": report.damaged,
         }))?;
     } else {
         for path in &report.wrong {
@@ -160,8 +167,16 @@ async fn verify(
             report.outdated,
             report.unreadable
         ))?;
+        if report.damaged > 0 {
+            print(&format!(
+                "{} entries were damaged (wrong checksum): they were not used, and are removed; check \
+                 the disk and the memory of this machine",
+                report.damaged
+            ))?;
+        }
     }
-    Ok(if report.wrong.is_empty() { Exit::Done } else { Exit::Integrity })
+    let is_right = report.wrong.is_empty() && report.damaged == 0;
+    Ok(if is_right { Exit::Done } else { Exit::Integrity })
 }
 
 fn clear(context: &Context, scans: &Scans, only: &[PathBuf]) -> Result<Exit, Failure> {

@@ -280,9 +280,14 @@ impl From<EraseError> for Failure {
     }
 }
 
+/// The next step after [`OpenError::OnWindows`].
+pub(super) const NO_STORE_ON_WINDOWS: &str =
+    "run `farmhand serve` on Linux, and give its address with --server";
+
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let next = match &error {
+            OpenError::OnWindows => return Self::of(Exit::Usage, &error, NO_STORE_ON_WINDOWS),
             OpenError::InUse { .. } => {
                 "go through its server with --server, or wait until it has ended"
             }
@@ -297,5 +302,21 @@ impl From<OpenError> for Failure {
             OpenError::Disk(_) => "check the permissions there, or choose another --storage",
         };
         Self::of(Exit::Failed, &error, next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{domain::OsFamily, store::require_supported};
+
+    #[test]
+    fn stores_are_refused_on_windows() {
+        assert!(require_supported(OsFamily::Unix).is_ok());
+        let failure = Failure::from(require_supported(OsFamily::Windows).unwrap_err());
+        assert!(matches!(failure.exit, Exit::Usage));
+        for part in ["Windows", "garbage collection", "`farmhand serve` on Linux", "--server"] {
+            assert!(failure.message.contains(part), "{}", failure.message);
+        }
     }
 }

@@ -28,7 +28,8 @@ use crate::{
 /// Serve a store to Shaman clients
 ///
 /// Prints the addresses when it is ready. Ends on SIGTERM or Ctrl-C, when the requests under way have
-/// been answered; a second one ends it at once. SIGHUP has it read tokens and certificate again.
+/// been answered; a second one ends it at once. SIGHUP has it read tokens and certificate again. It does not
+/// run on Windows yet.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// An address to listen on; can be given more than once [default: 127.0.0.1:8080 and [::1]:8080]

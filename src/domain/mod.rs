@@ -11,4 +11,4 @@ pub use blob::{BlobId, BlobStatus};
 pub use chunk::{Chunk, ChunkId, MAX_CHUNK_BYTES};
 pub use digest::{Digest, DigestError, decode_lower};
 pub use manifest::{Entry, Manifest, ManifestError};
-pub use path::{CheckoutPath, MAX_PATH_BYTES, PathError, RelPath};
+pub use path::{CheckoutPath, MAX_PATH_BYTES, OsFamily, PathError, RelPath};

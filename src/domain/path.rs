@@ -12,6 +12,21 @@ const MAX_PARTS: usize = 128;
 /// The longest part of a path, in bytes: `NAME_MAX` of Linux's file systems.
 const MAX_PART_BYTES: usize = 255;
 
+/// The rules for file names that an operating system has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OsFamily {
+    /// Linux and macOS: every part between two `/` is a plain name.
+    Unix,
+    /// Windows: `C:x` as a part leads to the current directory of drive `C:`, and `a:b` to the stream `b` of
+    /// the file `a`.
+    Windows,
+}
+
+impl OsFamily {
+    /// The system that this program was compiled for.
+    pub const HERE: Self = if cfg!(windows) { Self::Windows } else { Self::Unix };
+}
+
 /// Why a text cannot be a path in a checkout.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
@@ -37,6 +52,14 @@ pub enum PathError {
         /// The offending character.
         character: char,
     },
+    /// A part with a colon, on Windows.
+    #[error("{path:?} has a part {part:?}, whose colon means a drive or a stream on Windows")]
+    DriveOrStream {
+        /// The whole path.
+        path: String,
+        /// The offending part.
+        part: String,
+    },
     /// Longer than [`MAX_PATH_BYTES`].
     #[error("the path of {bytes} bytes is longer than {MAX_PATH_BYTES}")]
     TooLong {
@@ -51,7 +74,8 @@ pub enum PathError {
     PartTooLong(String),
 }
 
-/// A relative path: UTF-8, `/`-separated, no empty, `.` or `..` part, no NUL, no `\`, no drive letter.
+/// A relative path: UTF-8, `/`-separated, no empty, `.` or `..` part, no NUL, no `\`, no drive letter at its
+/// begin. On Windows no part has a colon; elsewhere `take 2: final.png` is a plain name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelPath(Box<str>);
 
@@ -69,7 +93,11 @@ impl RelPath {
     /// # Errors
     /// The same.
     pub fn check_wire(text: &str) -> Result<(), PathError> {
-        if text.contains('\\') { Self::from_wire(text).map(drop) } else { check(text, &[]) }
+        if text.contains('\\') {
+            Self::from_wire(text).map(drop)
+        } else {
+            check(text, &[], OsFamily::HERE)
+        }
     }
 
     /// The path as text.
@@ -95,7 +123,7 @@ impl FromStr for RelPath {
     type Err = PathError;
 
     fn from_str(text: &str) -> Result<Self, PathError> {
-        check(text, &[])?;
+        check(text, &[], OsFamily::HERE)?;
         Ok(Self(text.into()))
     }
 }
@@ -167,7 +195,7 @@ impl FromStr for CheckoutPath {
     type Err = PathError;
 
     fn from_str(text: &str) -> Result<Self, PathError> {
-        check(text, NOT_IN_CHECKOUT_PATHS)?;
+        check(text, NOT_IN_CHECKOUT_PATHS, OsFamily::HERE)?;
         Ok(Self(RelPath(text.into())))
     }
 }
@@ -184,7 +212,7 @@ impl fmt::Debug for CheckoutPath {
     }
 }
 
-fn check(text: &str, excluded: &[char]) -> Result<(), PathError> {
+fn check(text: &str, excluded: &[char], family: OsFamily) -> Result<(), PathError> {
     if text.is_empty() {
         return Err(PathError::Empty);
     }
@@ -205,6 +233,9 @@ fn check(text: &str, excluded: &[char]) -> Result<(), PathError> {
     for part in text.split('/') {
         if matches!(part, "" | "." | "..") {
             return Err(PathError::BadPart { path: text.to_owned(), part: part.to_owned() });
+        }
+        if family == OsFamily::Windows && part.contains(':') {
+            return Err(PathError::DriveOrStream { path: text.to_owned(), part: part.to_owned() });
         }
         if part.len() > MAX_PART_BYTES {
             return Err(PathError::PartTooLong(part.to_owned()));
@@ -275,6 +306,43 @@ mod tests {
     }
 
     #[test]
+    fn colons_are_refused_in_every_part_on_windows() {
+        let check = |text: &str, family| check(text, &[], family);
+        for path in ["sub/C:x", "sub/c:", "a/b:stream", "a:b/c", "take 2: final.png", "x:", ":x"] {
+            let refused = check(path, OsFamily::Windows);
+            assert!(
+                matches!(refused, Err(PathError::DriveOrStream { .. } | PathError::NotRelative(_))),
+                "{path}: {refused:?}"
+            );
+        }
+        for path in ["sub/C:x", "a/b:stream", "take 2: final.png"] {
+            assert_eq!(check(path, OsFamily::Unix), Ok(()), "{path}");
+        }
+        for path in ["scene.blend", "textures/wood.png", "...", ".hidden", "C/x"] {
+            assert_eq!(check(path, OsFamily::Windows), Ok(()), "{path}");
+        }
+        // A drive at the begin is refused everywhere: no client means a relative path by it.
+        for family in [OsFamily::Unix, OsFamily::Windows] {
+            assert_eq!(check("C:x", family), Err(PathError::NotRelative("C:x".into())));
+        }
+    }
+
+    /// Whether Windows leaves the directory that it joins these parts to, one by one, or opens something else
+    /// than a file of that name.
+    fn escapes_on_windows(text: &str) -> bool {
+        let mut depth = 0;
+        text.starts_with(['/', '\\'])
+            || text.split(['/', '\\']).any(|part| {
+                match part {
+                    "" | "." => {}
+                    ".." => depth -= 1,
+                    _ => depth += 1,
+                }
+                depth < 0 || part.contains(':')
+            })
+    }
+
+    #[test]
     fn overlap_goes_by_whole_parts() {
         let overlap = |a: &str, b: &str| {
             let (a, b): (CheckoutPath, CheckoutPath) = (a.parse().unwrap(), b.parse().unwrap());
@@ -298,6 +366,15 @@ mod tests {
                     std::path::Component::ParentDir | std::path::Component::CurDir
                 )));
                 prop_assert_eq!(path.as_str().parse::<RelPath>().unwrap(), path);
+            }
+        }
+
+        #[test]
+        fn no_accepted_path_escapes_on_windows(text in "[aC:./\\\\ ]{0,8}") {
+            for text in [text.replace('\\', "/"), text] {
+                if check(&text, &[], OsFamily::Windows).is_ok() {
+                    prop_assert!(!escapes_on_windows(&text), "{:?}", text);
+                }
             }
         }
 

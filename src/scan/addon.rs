@@ -5,7 +5,10 @@
 //! They are the add-on's, and keep to its rules: nothing is removed or begun anew here. Both know files
 //! by their absolute paths, links not followed, and believe an entry if size and modification time
 //! are those of the file. We ask for more: that the file has not changed in any way since the entry was
-//! written.
+//! written, and that the two caches agree, where both have an entry.
+//!
+//! Their entries have no checksums. A bit that flips in an entry of one cache, and the other has none, gives a
+//! wrong digest: to the add-on as well as here.
 
 use std::{
     collections::HashMap,
@@ -103,14 +106,31 @@ impl AddonCaches {
         }
     }
 
-    /// What the add-on knows of a file; the caller has to see whether that holds.
-    pub fn find(&self, root: &Path, path: &RelPath, now: &Fingerprint) -> Option<CacheRow> {
+    /// What the add-on knows of a file, as far as `holds` for it. Two caches that contradict each other know
+    /// nothing.
+    pub fn find(
+        &self,
+        root: &Path,
+        path: &RelPath,
+        now: &Fingerprint,
+        holds: impl Fn(&CacheRow) -> bool,
+    ) -> Option<CacheRow> {
         let path = native(root, path)?;
         // A time from the future says nothing.
         let written_before = unix_ns(SystemTime::now());
-        let is_past = |row: &CacheRow| row.hashed_at_ns <= written_before;
-        let newer = self.find_newer(&path, now).filter(is_past);
-        newer.or_else(|| self.find_older(&path, now).filter(is_past))
+        let holds = |row: &CacheRow| row.hashed_at_ns <= written_before && holds(row);
+        let newer = self.find_newer(&path, now).filter(holds);
+        let older = self.find_older(&path, now).filter(holds);
+        if let (Some(newer), Some(older)) = (newer, older)
+            && newer.digest != older.digest
+        {
+            tracing::warn!(
+                "the two hash caches of Blender's add-on contradict each other about {path}: it is hashed \
+                 again; if this comes back, check the disk and the memory of this machine"
+            );
+            return None;
+        }
+        newer.or(older)
     }
 
     fn find_newer(&self, path: &str, now: &Fingerprint) -> Option<CacheRow> {
@@ -225,10 +245,11 @@ fn older_entry(dir: &Path, path: &str) -> Option<PathBuf> {
 fn warm_older(dir: &Path, path: &str, file: &ScannedFile) -> io::Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let Some(target) = older_entry(dir, path) else { return Ok(()) };
-    // Written after the file last changed: it is right, or the add-on will see that it is not.
+    // Written after the file last changed: it is right, or the add-on will see that it is not. One that was
+    // not used for a file that was hashed just now can be damaged.
     let written =
         fs::metadata(&target).and_then(|found| found.modified()).map_or(i64::MIN, unix_ns);
-    if written > file.fingerprint.ctime_ns {
+    if file.cached && written > file.fingerprint.ctime_ns {
         return Ok(());
     }
     let entry = OlderEntry {

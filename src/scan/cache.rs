@@ -1,11 +1,16 @@
 //! What is known of files from earlier scans: SQLite, shared by all processes of the user.
 //!
 //! Derived data. Whatever is wrong with it costs time, never a job: a corrupt cache is set aside
-//! and begun anew, one that cannot be used is done without, and both are warned about once.
+//! and begun anew, one that cannot be used is done without, and both are warned about once. A row whose
+//! checksum is wrong counts as missing: its file is hashed again.
 
+#[cfg(test)]
+mod bit_rot;
+mod checksum;
 mod health;
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     thread,
@@ -23,10 +28,11 @@ use crate::{
     disk::{Fingerprint, Lock, LockError, unix_ns},
     domain::{Digest, RelPath},
 };
+use checksum::RowChecksum;
 
 /// In the name of the file: another layout gets another file, and versions do not quarrel.
-const VERSION: i64 = 2;
-const FILE_NAME: &str = "hashes-2.sqlite";
+const VERSION: i64 = 3;
+const FILE_NAME: &str = "hashes-3.sqlite";
 
 /// How long another process may hold the lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,13 +62,20 @@ const SCHEMA: &str = "
         born_ns INTEGER NOT NULL,
         hashed_at_ns INTEGER NOT NULL,
         digest BLOB NOT NULL,
+        checksum INTEGER NOT NULL,
         PRIMARY KEY (root, path)
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// The columns of `files` that [`read_row`] reads.
+/// The columns of `files` that [`read_row`] reads. A query can have the root behind them.
 const COLUMNS: &str =
-    "path, size_bytes, mtime_ns, ctime_ns, inode, device, born_ns, hashed_at_ns, digest";
+    "path, size_bytes, mtime_ns, ctime_ns, inode, device, born_ns, hashed_at_ns, digest, checksum";
+
+const ROOT_COLUMN: usize = 10;
+
+/// Writes a row: see [`insert_row`].
+const INSERT: &str =
+    "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
 /// What was found out about a file, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +138,9 @@ impl HashCache {
         let connection = match fs::create_dir_all(dir) {
             Ok(()) => {
                 let _lock = lock(&path);
+                if !path.exists() {
+                    remove_earlier_layouts(dir);
+                }
                 match connect(&path) {
                     Err(error) if is_corrupt(&error) => {
                         begin_anew(&path, |_| Ok(())).map(|(fresh, ())| fresh)
@@ -165,12 +181,48 @@ impl HashCache {
         let read_only = self.open.as_ref().is_some_and(|open| open.read_only);
         let compared = self.with(|connection| {
             let mut comparison = begin();
-            if let Some(id) = find_root(connection, root, read_only)? {
-                each(connection, id, |path, found| row(&mut comparison, path, found))?;
+            let Some((id, mut damaged)) = find_root(connection, root, read_only)? else {
+                return Ok((comparison, 0));
+            };
+            let found = each(connection, id, root.path, |path, found| {
+                row(&mut comparison, path, found);
+            })?;
+            damaged += found.len();
+            if !read_only {
+                unless_busy(remove_damaged(connection, &found))?;
             }
-            Ok(comparison)
+            Ok((comparison, damaged))
         });
-        compared.unwrap_or_else(begin)
+        let Some((comparison, damaged)) = compared else { return begin() };
+        if damaged > 0
+            && let Some((file, _)) = self.file()
+        {
+            tracing::warn!(
+                "damaged entries (wrong checksum) in the hash cache {}: {damaged}; their files are hashed \
+                 again; if this comes back, check the disk and the memory of this machine",
+                file.display()
+            );
+        }
+        comparison
+    }
+
+    /// How many rows are damaged: their checksums are wrong, or they belong to no root. `None` if the
+    /// cache cannot be read.
+    pub fn damaged(&mut self) -> Option<u64> {
+        self.with(|connection| Ok(damaged_rows(connection)?.len() as u64))
+    }
+
+    /// Removes the damaged rows, if the cache can be written to, and returns how many there were; `None`
+    /// if it cannot be read.
+    pub(super) fn remove_damaged(&mut self) -> Option<u64> {
+        let read_only = self.open.as_ref()?.read_only;
+        self.with(|connection| {
+            let damaged = damaged_rows(connection)?;
+            if !read_only {
+                unless_busy(remove_damaged(connection, &damaged))?;
+            }
+            Ok(damaged.len() as u64)
+        })
     }
 
     /// Notes what was found out, and that there are no such files any more as in `gone`.
@@ -234,22 +286,29 @@ impl HashCache {
                 .query_map([], |row| {
                     let Some(root) = root_of(&row.get::<_, Vec<u8>>(1)?) else { return Ok(()) };
                     if chosen(&root) {
-                        roots.push((row.get::<_, i64>(0)?, root));
+                        let checksum = RowChecksum::new(root_key(&root));
+                        roots.push((row.get::<_, i64>(0)?, root, checksum));
                     }
                     Ok(())
                 })?
                 .collect::<rusqlite::Result<()>>()?;
-            let ids: Vec<_> = roots.iter().map(|(id, _)| id.to_string()).collect();
+            let ids: Vec<_> = roots.iter().map(|(id, ..)| id.to_string()).collect();
             let mut query = connection.prepare(&format!(
                 "SELECT {COLUMNS}, root FROM files WHERE root IN ({}) ORDER BY random() LIMIT ?1",
                 ids.join(",")
             ))?;
-            let rows = query.query_map([limit], |row| {
-                let id: i64 = row.get(9)?;
-                let root = roots.iter().find(|(root, _)| *root == id).map(|(_, path)| path.clone());
-                Ok((root.unwrap_or_default(), row.get(0)?, read_row(row)?))
-            })?;
-            rows.collect()
+            let mut rows = query.query([limit])?;
+            let mut entries = Vec::new();
+            while let Some(row) = rows.next()? {
+                let id: i64 = row.get(ROOT_COLUMN)?;
+                let Some((_, root, checksum)) = roots.iter().find(|(root, ..)| *root == id) else {
+                    continue;
+                };
+                if let Ok((path, found)) = read_row(row, *checksum)? {
+                    entries.push((root.clone(), path.to_owned(), found));
+                }
+            }
+            Ok(entries)
         })
     }
 
@@ -452,6 +511,17 @@ fn begin_anew<T>(
     attempt()
 }
 
+/// Removes what an earlier farmhand left in the directory: only that version can read it.
+fn remove_earlier_layouts(dir: &Path) {
+    for version in 1..VERSION {
+        for suffix in ["-wal", "-shm", ""] {
+            // It need not exist; one that cannot be removed takes up room, and no more.
+            let _ = fs::remove_file(dir.join(format!("hashes-{version}.sqlite{suffix}")));
+        }
+        let _ = fs::remove_file(dir.join(format!("hashes-{version}.lock")));
+    }
+}
+
 /// Roots need not be UTF-8.
 fn root_key(root: &Path) -> &[u8] {
     root.as_os_str().as_encoded_bytes()
@@ -483,78 +553,114 @@ fn root_id(connection: &Connection, root: &Path) -> rusqlite::Result<Option<i64>
 }
 
 /// The root's number. One that is new takes over what is known of it under another name, or as a part
-/// of another root.
+/// of another root. With it, how many damaged rows were found meanwhile.
 fn find_root(
     connection: &mut Connection,
     root: Root,
     read_only: bool,
-) -> rusqlite::Result<Option<i64>> {
+) -> rusqlite::Result<Option<(i64, usize)>> {
     let found = connection
         .prepare_cached("SELECT id, used_s FROM roots WHERE path = ?1")?
         .query_row([root_key(root.path)], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))
         .optional()?;
     let now = now_s();
-    let wait_for_nobody = |done: rusqlite::Result<()>| match done {
-        Err(error) if is_busy(&error) => Ok(()),
-        done => done,
-    };
     match found {
         Some((id, used_s)) => {
             if !read_only && now.saturating_sub(used_s) >= NOTED_EVERY_S {
                 let noted = connection
                     .execute("UPDATE roots SET used_s = ?1 WHERE id = ?2", params![now, id]);
-                wait_for_nobody(noted.map(|_| ()))?;
+                unless_busy(noted)?;
             }
-            Ok(Some(id))
+            Ok(Some((id, 0)))
         }
         None if read_only => Ok(None),
         None => {
-            wait_for_nobody(take_over(connection, root, now))?;
-            root_id(connection, root.path)
+            let damaged = unless_busy(take_over(connection, root, now))?.unwrap_or_default();
+            Ok(root_id(connection, root.path)?.map(|id| (id, damaged)))
         }
     }
 }
 
+/// Does without a write if another process writes all the time.
+fn unless_busy<T>(done: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match done {
+        Err(error) if is_busy(&error) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
 /// Begins a root with what others have of it, if they have something, and forgets those that nobody
-/// has used for long.
-fn take_over(connection: &mut Connection, root: Root, now: i64) -> rusqlite::Result<()> {
-    let same: Option<i64> = connection
+/// has used for long. Returns how many rows of the others are damaged; they are removed.
+///
+/// The other root can be a wrong one, if its own row is damaged: each row that is copied still has to
+/// match a file in all of its evidence.
+fn take_over(connection: &mut Connection, root: Root, now: i64) -> rusqlite::Result<usize> {
+    let same: Option<(i64, Vec<u8>)> = connection
         .prepare_cached(
-            "SELECT id FROM roots WHERE inode = ?1 AND device = ?2 AND inode != 0
+            "SELECT id, path FROM roots WHERE inode = ?1 AND device = ?2 AND inode != 0
              ORDER BY used_s DESC LIMIT 1",
         )?
-        .query_row(params![root.inode.cast_signed(), root.device.cast_signed()], |row| row.get(0))
+        .query_row(params![root.inode.cast_signed(), root.device.cast_signed()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()?;
-    let mut source = same.map(|id| (id, String::new()));
+    let mut source = same.map(|(id, key)| (id, RowChecksum::new(&key), String::new()));
     if source.is_none() {
         for above in root.path.ancestors().skip(1) {
             if let Some(id) = root_id(connection, above)?
                 && let Some(below) = root.path.strip_prefix(above).ok().and_then(Path::to_str)
             {
-                source = Some((id, format!("{}/", below.replace(std::path::MAIN_SEPARATOR, "/"))));
+                let prefix = format!("{}/", below.replace(std::path::MAIN_SEPARATOR, "/"));
+                source = Some((id, RowChecksum::new(root_key(above)), prefix));
                 break;
             }
         }
     }
-    let Some((source, prefix)) = source else { return Ok(()) };
+    let Some((source, checksum, prefix)) = source else { return Ok(0) };
     let transaction = begin(connection)?;
     let id = insert_root(&transaction, root, now)?;
-    // All paths with this prefix: `0` comes after `/`. An empty one is that of all.
-    let end = prefix.strip_suffix('/').map_or("\u{10ffff}".to_owned(), |dir| format!("{dir}0"));
-    transaction.execute(
-        "INSERT OR IGNORE INTO files
-         SELECT ?1, substr(path, ?2), size_bytes, mtime_ns, ctime_ns, inode, device, born_ns,
-                hashed_at_ns, digest
-         FROM files WHERE root = ?3 AND path >= ?4 AND path < ?5",
-        params![id, (prefix.chars().count() + 1).cast_signed(), source, prefix, end],
-    )?;
+    let damaged = copy_rows(&transaction, (source, checksum, &prefix), id, root)?;
+    remove_rows(&transaction, &damaged)?;
     let forgotten = now.saturating_sub(FORGOTTEN_AFTER_S);
     transaction.execute(
         "DELETE FROM files WHERE root IN (SELECT id FROM roots WHERE used_s < ?1)",
         [forgotten],
     )?;
     transaction.execute("DELETE FROM roots WHERE used_s < ?1", [forgotten])?;
-    transaction.commit()
+    transaction.commit()?;
+    Ok(damaged.len())
+}
+
+/// Copies the rows below a prefix from one root to another, with new checksums. Returns those that are
+/// damaged: these are not copied.
+fn copy_rows(
+    transaction: &Transaction,
+    (source, checksum, prefix): (i64, RowChecksum, &str),
+    id: i64,
+    root: Root,
+) -> rusqlite::Result<Vec<DamagedRow>> {
+    // All paths with this prefix: `0` comes after `/`. An empty one is that of all.
+    let end = prefix.strip_suffix('/').map_or("\u{10ffff}".to_owned(), |dir| format!("{dir}0"));
+    let mut query = transaction.prepare(&format!(
+        "SELECT {COLUMNS}, root FROM files WHERE root = ?1 AND path >= ?2 AND path < ?3"
+    ))?;
+    let (mut found, mut damaged) = (Vec::new(), Vec::new());
+    let mut rows = query.query(params![source, prefix, end])?;
+    while let Some(row) = rows.next()? {
+        match read_row(row, checksum)? {
+            Ok((path, row)) => found.push((Box::<str>::from(path), row)),
+            Err(row) => damaged.push(row),
+        }
+    }
+    // All are read before the first is written: in a table that is not in order, a query meets rows again
+    // that are inserted meanwhile, without end.
+    let checksum = RowChecksum::new(root_key(root.path));
+    let mut insert = transaction.prepare_cached(INSERT)?;
+    for (path, row) in found {
+        let path = path.strip_prefix(prefix).unwrap_or(&path);
+        insert_row(&mut insert, id, checksum, path, &row)?;
+    }
+    Ok(damaged)
 }
 
 fn insert_root(connection: &Connection, root: Root, now: i64) -> rusqlite::Result<i64> {
@@ -569,31 +675,126 @@ fn insert_root(connection: &Connection, root: Root, now: i64) -> rusqlite::Resul
         )
 }
 
-/// Reads [`COLUMNS`].
-fn read_row(row: &Row) -> rusqlite::Result<CacheRow> {
-    let fingerprint = Fingerprint {
-        size_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
-        mtime_ns: row.get(2)?,
-        ctime_ns: row.get(3)?,
-        inode: row.get::<_, i64>(4)?.cast_unsigned(),
-        device: row.get::<_, i64>(5)?.cast_unsigned(),
-        born_ns: row.get(6)?,
+/// The key of a row that cannot be used: root, and path in bytes that need not be UTF-8.
+type DamagedRow = (i64, Box<[u8]>);
+
+/// Reads [`COLUMNS`] and the root: a row whose checksum matches, or the key of one that is damaged.
+fn read_row<'a>(
+    row: &'a Row,
+    checksum: RowChecksum,
+) -> rusqlite::Result<Result<(&'a str, CacheRow), DamagedRow>> {
+    let values = || -> rusqlite::Result<_> {
+        let fingerprint = Fingerprint {
+            size_bytes: row.get::<_, i64>(1)?.cast_unsigned(),
+            mtime_ns: row.get(2)?,
+            ctime_ns: row.get(3)?,
+            inode: row.get::<_, i64>(4)?.cast_unsigned(),
+            device: row.get::<_, i64>(5)?.cast_unsigned(),
+            born_ns: row.get(6)?,
+        };
+        let (hashed_at_ns, digest) = (row.get(7)?, Digest::from_bytes(row.get(8)?));
+        let found = CacheRow { fingerprint, hashed_at_ns, digest };
+        let path = row.get_ref(0)?.as_str()?;
+        Ok((checksum.of(path, &found) == row.get::<_, i64>(9)?).then_some((path, found)))
     };
-    Ok(CacheRow { fingerprint, hashed_at_ns: row.get(7)?, digest: Digest::from_bytes(row.get(8)?) })
+    match values() {
+        Ok(Some(found)) => return Ok(Ok(found)),
+        Ok(None) => {}
+        // A value of another type.
+        Err(error) if error.sqlite_error_code().is_none() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Err((row.get(ROOT_COLUMN)?, row.get_ref(0)?.as_bytes()?.into())))
 }
 
-/// All files of a root, sorted by path.
+/// All files of a root, sorted by path. Returns the rows that are damaged.
 fn each(
     connection: &Connection,
     root: i64,
+    root_path: &Path,
     mut visit: impl FnMut(&str, CacheRow),
-) -> rusqlite::Result<()> {
-    let query = format!("SELECT {COLUMNS} FROM files WHERE root = ?1 ORDER BY path");
+) -> rusqlite::Result<Vec<DamagedRow>> {
+    let query = format!("SELECT {COLUMNS}, root FROM files WHERE root = ?1 ORDER BY path");
     let mut query = connection.prepare_cached(&query)?;
+    let (checksum, mut damaged) = (RowChecksum::new(root_key(root_path)), Vec::new());
     let mut rows = query.query([root])?;
     while let Some(row) = rows.next()? {
-        visit(row.get_ref(0)?.as_str()?, read_row(row)?);
+        match read_row(row, checksum)? {
+            Ok((path, found)) => visit(path, found),
+            Err(row) => damaged.push(row),
+        }
     }
+    Ok(damaged)
+}
+
+/// The damaged rows of all roots, and those of none.
+fn damaged_rows(connection: &Connection) -> rusqlite::Result<Vec<DamagedRow>> {
+    let checksums = connection
+        .prepare("SELECT id, path FROM roots")?
+        .query_map([], |row| Ok((row.get(0)?, RowChecksum::new(&row.get::<_, Vec<u8>>(1)?))))?
+        .collect::<rusqlite::Result<HashMap<i64, _>>>()?;
+    let no_root = RowChecksum::new(b"");
+    let mut query = connection.prepare(&format!("SELECT {COLUMNS}, root FROM files"))?;
+    let (mut rows, mut damaged) = (query.query([])?, Vec::new());
+    while let Some(row) = rows.next()? {
+        let checksum = checksums.get(&row.get(ROOT_COLUMN)?).copied().unwrap_or(no_root);
+        damaged.extend(read_row(row, checksum)?.err());
+    }
+    Ok(damaged)
+}
+
+/// Removes rows that were found to be damaged.
+fn remove_damaged(connection: &mut Connection, damaged: &[DamagedRow]) -> rusqlite::Result<()> {
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    let transaction = begin(connection)?;
+    remove_rows(&transaction, damaged)?;
+    transaction.commit()
+}
+
+/// Removes rows that were found to be damaged.
+///
+/// # Errors
+/// If one cannot be found under its key: then the table is not in order, and the cache is corrupt.
+fn remove_rows(transaction: &Transaction, damaged: &[DamagedRow]) -> rusqlite::Result<()> {
+    let mut delete = transaction
+        .prepare_cached("DELETE FROM files WHERE root = ?1 AND path = CAST(?2 AS TEXT)")?;
+    let mut missed = false;
+    for (root, path) in damaged {
+        missed |= delete.execute(params![root, path])? == 0;
+    }
+    // Another process may have removed it meanwhile.
+    if missed && damaged_rows(transaction)?.iter().any(|row| damaged.contains(row)) {
+        let code = ffi::Error::new(ffi::SQLITE_CORRUPT);
+        let message = "a damaged row cannot be removed".to_owned();
+        return Err(rusqlite::Error::SqliteFailure(code, Some(message)));
+    }
+    Ok(())
+}
+
+/// Runs [`INSERT`].
+fn insert_row(
+    insert: &mut rusqlite::CachedStatement,
+    root: i64,
+    checksum: RowChecksum,
+    path: &str,
+    row: &CacheRow,
+) -> rusqlite::Result<()> {
+    let seen = &row.fingerprint;
+    insert.execute(params![
+        root,
+        path,
+        seen.size_bytes.cast_signed(),
+        seen.mtime_ns,
+        seen.ctime_ns,
+        seen.inode.cast_signed(),
+        seen.device.cast_signed(),
+        seen.born_ns,
+        row.hashed_at_ns,
+        row.digest.as_bytes(),
+        checksum.of(path, row),
+    ])?;
     Ok(())
 }
 
@@ -611,23 +812,10 @@ fn save(
         for path in gone {
             delete.execute(params![id, path])?;
         }
-        let mut insert = transaction.prepare_cached(
-            "INSERT OR REPLACE INTO files VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-        )?;
+        let (mut insert, checksum) =
+            (transaction.prepare_cached(INSERT)?, RowChecksum::new(root_key(root.path)));
         for (path, row) in rows {
-            let seen = &row.fingerprint;
-            insert.execute(params![
-                id,
-                path.as_str(),
-                seen.size_bytes.cast_signed(),
-                seen.mtime_ns,
-                seen.ctime_ns,
-                seen.inode.cast_signed(),
-                seen.device.cast_signed(),
-                seen.born_ns,
-                row.hashed_at_ns,
-                row.digest.as_bytes(),
-            ])?;
+            insert_row(&mut insert, id, checksum, path.as_str(), row)?;
         }
     }
     transaction.commit()
@@ -754,6 +942,83 @@ mod tests {
             cache.keep(root, &[(path("x"), row(2))]);
             assert_eq!(cache.load(root).get("x"), Some(&row(2)), "{damage}");
         }
+    }
+
+    #[test]
+    fn rows_hold_for_their_own_root_and_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        let others = |cache: &mut HashCache| (cache.load(root("/a")), cache.load(root("/b")));
+        for damage in [
+            "UPDATE files SET root = (SELECT id FROM roots WHERE path = CAST('/b' AS BLOB))",
+            "UPDATE files SET path = 'y'",
+            "UPDATE roots SET path = CAST('/c' AS BLOB) WHERE path = CAST('/b' AS BLOB);
+             UPDATE roots SET path = CAST('/b' AS BLOB) WHERE path = CAST('/a' AS BLOB)",
+        ] {
+            cache.clear(&[]).unwrap();
+            cache.keep(root("/b"), &[(path("z"), row(1))]);
+            assert_eq!(cache.save(root("/b"), &[], &["z".into()]), Saved::Done);
+            cache.keep(root("/a"), &[(path("x"), row(1))]);
+            assert_eq!(cache.damaged(), Some(0), "{damage}");
+            connect(&dir.path().join(FILE_NAME)).unwrap().execute_batch(damage).unwrap();
+            assert_eq!(cache.damaged(), Some(1), "{damage}");
+            assert_eq!(others(&mut cache), (BTreeMap::new(), BTreeMap::new()), "{damage}");
+        }
+    }
+
+    #[test]
+    fn damaged_rows_are_removed_and_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE_NAME);
+        let damage = |damage: &str| connect(&file).unwrap().execute_batch(damage).unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        let rows = [(path("x"), row(1)), (path("y"), row(2)), (path("z"), row(3))];
+        cache.keep(root("/r"), &rows);
+        damage(
+            "UPDATE files SET digest = zeroblob(32) WHERE path = 'x';
+             UPDATE files SET path = CAST(x'ff' AS TEXT) WHERE path = 'y'",
+        );
+        assert_eq!(cache.entries(&[], None).unwrap().len(), 1);
+        assert_eq!(cache.damaged(), Some(2));
+        assert_eq!(cache.load(root("/r")).keys().collect::<Vec<_>>(), ["z"]);
+        assert_eq!(cache.damaged(), Some(0));
+        cache.keep(root("/r"), &rows[..2]);
+        assert_eq!(cache.load(root("/r")).len(), 3);
+        // Rows of no root are found when all are checked.
+        damage("UPDATE files SET root = 99 WHERE path = 'x'");
+        assert_eq!((cache.remove_damaged(), cache.damaged()), (Some(1), Some(0)));
+        assert!(
+            fs::read_dir(dir.path())
+                .unwrap()
+                .all(|entry| { !entry.unwrap().file_name().to_string_lossy().contains("corrupt") })
+        );
+    }
+
+    #[test]
+    fn damaged_rows_are_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = HashCache::open(Some(dir.path()));
+        cache.keep(root("/p"), &[(path("sub/x"), row(1)), (path("sub/y"), row(2))]);
+        let damage = "UPDATE files SET mtime_ns = 0 WHERE path = 'sub/x'";
+        connect(&dir.path().join(FILE_NAME)).unwrap().execute_batch(damage).unwrap();
+        assert_eq!(cache.load(root("/p/sub")).keys().collect::<Vec<_>>(), ["y"]);
+        assert_eq!(cache.damaged(), Some(0));
+    }
+
+    #[test]
+    fn caches_of_earlier_layouts_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["hashes-2.sqlite", "hashes-2.sqlite-wal", "hashes-2.lock", "hashes-x.sqlite"];
+        for name in names {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        drop(HashCache::open(Some(dir.path())));
+        let left: Vec<_> = names.iter().filter(|name| dir.path().join(name).exists()).collect();
+        assert_eq!(left, [&"hashes-x.sqlite"]);
+        // Once: an earlier farmhand that is still in use may make its own again.
+        fs::write(dir.path().join(names[0]), "").unwrap();
+        drop(HashCache::open(Some(dir.path())));
+        assert!(dir.path().join(names[0]).exists());
     }
 
     #[test]

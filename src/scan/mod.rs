@@ -203,11 +203,9 @@ impl Scanner {
         if let Some(addon) = &self.addon {
             let mut rows = Vec::new();
             plan.to_hash.retain(|Found { path, fingerprint }| {
-                let row = addon.find(&root, path, fingerprint);
                 let trust = trust(fingerprint);
-                let Some(row) = row.filter(|row| plan::is_trusted(row, fingerprint, trust)) else {
-                    return true;
-                };
+                let holds = |row: &CacheRow| plan::is_trusted(row, fingerprint, trust);
+                let Some(row) = addon.find(&root, path, fingerprint, holds) else { return true };
                 rows.push((path.clone(), row));
                 false
             });
@@ -270,7 +268,8 @@ impl Scanner {
     }
 
     /// Hashes files again whose digests are in the cache, and looks whether these are right: all
-    /// files, or those of some folders, or so many by chance. Wrong entries are removed.
+    /// files, or those of some folders, or so many by chance. Wrong entries are removed, and so are all
+    /// damaged ones.
     ///
     /// # Errors
     /// If it is stopped.
@@ -279,6 +278,7 @@ impl Scanner {
         only: &[PathBuf],
         at_most: Option<u64>,
     ) -> Result<CacheCheck, ScanError> {
+        let damaged = self.cache.remove_damaged().unwrap_or_default();
         let entries = self.cache.entries(only, at_most).unwrap_or_default();
         self.progress.enter(Phase::Hashing);
         let bytes = entries.iter().map(|(_, _, row)| row.fingerprint.size_bytes).sum();
@@ -289,7 +289,7 @@ impl Scanner {
                 .entry(root)
                 .or_insert_with(|| FileSystem::of(root).as_ref().map_or(Trust::LEAST, Trust::from));
         }
-        let mut report = CacheCheck::default();
+        let mut report = CacheCheck { damaged, ..CacheCheck::default() };
         let mut by_root: HashMap<&Path, HashMap<&str, &CacheRow>> = HashMap::new();
         for (root, path, row) in &entries {
             by_root.entry(root).or_default().insert(path, row);
@@ -408,6 +408,8 @@ pub struct CacheCheck {
     pub outdated: u64,
     /// Files that could not be read.
     pub unreadable: u64,
+    /// Entries of all folders whose checksums are wrong: they were not used.
+    pub damaged: u64,
 }
 
 /// The root as the cache knows it.
@@ -432,4 +434,37 @@ fn trusts(root: &Path, files: &[Found]) -> HashMap<u64, Trust> {
         }
     }
     trusts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_digests_in_the_cache_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (project, cache) = (dir.path().join("project"), dir.path().join("cache"));
+        fs::create_dir(&project).unwrap();
+        for name in ["a", "b", "c"] {
+            fs::write(project.join(name), name).unwrap();
+        }
+        let options = Options { cache: Some(cache), ..Options::default() };
+        let (progress, stop) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+        let mut scanner = Scanner::new(options, progress, stop).unwrap();
+        let right = scanner.scan(&project).unwrap();
+        // Saved with a right checksum: content that has rotted on the disk looks like this.
+        let mut entries = scanner.cache.entries(&[], None).unwrap();
+        entries.retain(|(_, path, _)| path == "b");
+        let row = CacheRow { digest: Digest::from_bytes([0; 32]), ..entries[0].2 };
+        let saved = scanner.cache.save(identify(&project), &[("b".parse().unwrap(), row)], &[]);
+        assert_eq!(saved, Saved::Done);
+        let wrong = vec![project.join("b").to_string_lossy().into_owned()];
+        let found = scanner.verify_cache(&[], None).unwrap();
+        assert_eq!((found.right, &found.wrong, found.damaged), (2, &wrong, 0));
+        // It is removed, and hashed again.
+        let digests =
+            |scan: Scan| scan.files.into_iter().map(|file| file.digest).collect::<Vec<_>>();
+        assert_eq!(digests(scanner.scan(&project).unwrap()), digests(right));
+        assert_eq!(scanner.verify_cache(&[], None).unwrap().right, 3);
+    }
 }

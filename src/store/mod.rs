@@ -56,7 +56,7 @@ use crate::disk::{
     DiskError, FileSystem, IoContext, Lock, LockError, OpenDir, Space, be_gentle, replace_file,
     sync_dir,
 };
-use crate::domain::{BlobId, report::LinkMode};
+use crate::domain::{BlobId, OsFamily, report::LinkMode};
 use inflight::InFlight;
 use layout::Layout;
 use walk::Stopped;
@@ -136,6 +136,12 @@ pub struct History {
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// On Windows.
+    #[error(
+        "a storage directory cannot be used on Windows yet: a checkout path can lead out of it there, \
+         and garbage collection would remove blobs that checkouts use"
+    )]
+    OnWindows,
     /// Another farmhand uses it.
     #[error("the store {dir} is in use by another farmhand ({note})")]
     InUse {
@@ -153,6 +159,20 @@ pub enum OpenError {
     /// Its directories cannot be made or read.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+/// Whether stores can be used on this system.
+///
+/// On Windows a part of a path can name a drive, and the number of links of a file is not read, so that blobs
+/// in use count as unreferenced.
+///
+/// # Errors
+/// On Windows.
+pub fn require_supported(family: OsFamily) -> Result<(), OpenError> {
+    match family {
+        OsFamily::Unix => Ok(()),
+        OsFamily::Windows => Err(OpenError::OnWindows),
+    }
 }
 
 /// An open store. The directory is locked until it is dropped.
@@ -194,8 +214,14 @@ impl Store {
     /// process left unfinished.
     ///
     /// # Errors
-    /// If another process has it open, or the file system refuses.
+    /// If another process has it open, the file system refuses, or the system is not supported
+    /// ([`require_supported`]).
     pub fn open(dir: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
+        Self::open_on(OsFamily::HERE, dir, options)
+    }
+
+    fn open_on(family: OsFamily, dir: &Path, options: Options) -> Result<Arc<Self>, OpenError> {
+        require_supported(family)?;
         std::fs::create_dir_all(dir).on("create the storage directory", dir)?;
         let dir = std::path::absolute(dir).on("find", dir)?;
         let layout = Layout::new(&dir);
@@ -359,5 +385,19 @@ impl Store {
 fn remove_leftover(removed: Result<(), DiskError>) {
     if let Err(error) = removed {
         tracing::warn!("{error}: {}", error.source);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_store_is_opened_on_windows() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |family| Store::open_on(family, dir.path(), Options::default());
+        assert!(matches!(open(OsFamily::Windows), Err(OpenError::OnWindows)));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(open(OsFamily::Unix).is_ok());
     }
 }

@@ -33,7 +33,7 @@ impl Home {
 
     /// The database.
     fn file(&self) -> PathBuf {
-        self.dir.path().join("cache/hashes-2.sqlite")
+        self.dir.path().join("cache/hashes-3.sqlite")
     }
 
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
@@ -165,19 +165,12 @@ fn the_cache_is_shown_checked_and_cleared() {
     assert_eq!((&verified["right"], &verified["wrong"]), (&json!(6), &json!([])), "{verified}");
     assert_eq!(home.json(&["cache", "verify", "--sample", "2"], 0)["right"], 2);
 
-    Connection::open(home.file())
-        .unwrap()
-        .execute("UPDATE files SET digest = zeroblob(32) WHERE path = 'tex/wood.png'", [])
-        .unwrap();
     fs::write(home.project.join("z"), "changed").unwrap();
     fs::remove_file(home.project.join("a.blend")).unwrap();
     assert_eq!(home.json(&["cache", "verify", "/nowhere", "--all"], 0)["right"], 0);
-    let verified = home.json(&["cache", "verify", "--all", project], 9);
-    let wrong = home.project.join("tex/wood.png");
-    assert_eq!(verified["wrong"], json!([wrong]), "{verified}");
-    assert_eq!((&verified["right"], &verified["outdated"]), (&json!(3), &json!(2)));
-    // What was wrong is hashed again.
-    assert_eq!(home.push(&home.project), 2);
+    let verified = home.json(&["cache", "verify", "--all", project], 0);
+    assert_eq!((&verified["right"], &verified["outdated"]), (&json!(4), &json!(2)));
+    assert_eq!(home.push(&home.project), 1);
     assert_eq!(home.json(&["cache", "verify", "--all"], 0)["right"], 5);
 
     assert_eq!(home.json(&["cache", "clear", "/nowhere"], 0)["files"], 0);
@@ -185,6 +178,47 @@ fn the_cache_is_shown_checked_and_cleared() {
     assert_eq!(home.json(&["cache", "stats"], 0)["roots"], json!([]));
     assert_eq!(home.push(&home.project), 5);
     assert_eq!(home.json(&["cache", "clear"], 0)["files"], 5);
+}
+
+#[test]
+fn a_damaged_row_is_reported_and_not_used() {
+    let home = Home::new();
+    let project = home.project.to_str().unwrap();
+    home.push(&home.project);
+    let damage = || {
+        let cache = Connection::open(home.file()).unwrap();
+        let mut digest: Vec<u8> = cache
+            .query_row("SELECT digest FROM files WHERE path = 'tex/wood.png'", [], |row| row.get(0))
+            .unwrap();
+        digest[7] ^= 4;
+        let change = "UPDATE files SET digest = ?1 WHERE path = 'tex/wood.png'";
+        assert_eq!(cache.execute(change, [digest]), Ok(1));
+    };
+    let hash = || {
+        let (code, out, err) = home.run(&["hash", project]);
+        assert_eq!((code, out.lines().count()), (0, 6), "{err}");
+        for line in out.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let content = fs::read(line["path"].as_str().unwrap()).unwrap();
+            assert_eq!(line["sha256"], sha(&content), "{line}");
+        }
+        err
+    };
+    damage();
+    assert_eq!(home.json(&["cache", "stats"], 0)["damaged"], 1);
+    let (_, out, _) = home.run(&["doctor", project]);
+    assert!(out.contains("1 of 6 entries of"), "{out}");
+    let warning = hash();
+    assert!(warning.contains("damaged entries (wrong checksum)"), "{warning}");
+    assert!(warning.contains("hashes-3.sqlite: 1; "), "{warning}");
+    // It is written again.
+    assert_eq!(hash(), "");
+    assert_eq!(home.json(&["cache", "stats"], 0)["damaged"], 0);
+    damage();
+    let verified = home.json(&["cache", "verify", "--all"], 9);
+    assert_eq!((&verified["damaged"], &verified["right"]), (&json!(1), &json!(5)), "{verified}");
+    assert_eq!(home.json(&["cache", "verify", "--all"], 0)["damaged"], 0);
+    assert_eq!(home.push(&home.project), 1);
 }
 
 #[test]
@@ -432,6 +466,44 @@ fn what_blender_has_hashed_is_not_hashed_again() {
             name => sha(&fs::read(path(name)).unwrap()),
         };
         assert_eq!(line["sha256"], expected, "{line}");
+    }
+}
+
+#[test]
+fn addon_caches_that_differ_are_corrected() {
+    let home = Home::new();
+    let addon = home.addon();
+    home.rest();
+    home.push_warm();
+    let scene = home.project.join("a.blend");
+    let right = Some(sha(&fs::read(&scene).unwrap()));
+    let flip = |digest: &str| {
+        let mut bytes = digest.as_bytes().to_owned();
+        bytes[5] ^= 1;
+        String::from_utf8(bytes).unwrap()
+    };
+    for flips_newer in [true, false] {
+        if flips_newer {
+            let digest = flip(&addon.newer_digest(&scene).unwrap());
+            let change = "UPDATE hashes SET hexdigest = ?1 WHERE file_id =
+                          (SELECT file_id FROM files WHERE path = ?2)";
+            let newer = Connection::open(addon.newer()).unwrap();
+            let changed = newer.execute(change, [&digest, scene.to_str().unwrap()]);
+            assert_eq!(changed, Ok(1));
+        } else {
+            let file = addon.older_file(&scene);
+            let mut entry: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+            entry["checksum"] = flip(entry["checksum"].as_str().unwrap()).into();
+            fs::write(file, entry.to_string()).unwrap();
+        }
+        assert_ne!(addon.newer_digest(&scene), addon.older_digest(&scene));
+        // We know nothing, and the two contradict each other.
+        home.json(&["cache", "clear"], 0);
+        assert_eq!(home.push_warm(), 1);
+        assert_eq!(
+            (addon.newer_digest(&scene), addon.older_digest(&scene)),
+            (right.clone(), right.clone())
+        );
     }
 }
 

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::super::exit::{next_step, with_causes};
+use super::super::exit::{NO_STORE_ON_WINDOWS, next_step, with_causes};
 use crate::{
     client::{ClientError, Clocks, Exposure, Probe},
     disk::{FileSystem, Space, WatchLimits},
+    domain::OsFamily,
     scan::{CacheHealth, CacheState},
     server::{CheckoutPaths, Comparison},
+    store::require_supported,
 };
 
 /// How something is.
@@ -183,6 +185,7 @@ pub(super) fn no_server(dir: &Path) -> Check {
 #[derive(Debug)]
 pub(super) struct StoreFacts {
     pub dir: PathBuf,
+    pub family: OsFamily,
     /// Somebody chose it.
     pub chosen: bool,
     /// It is there; if not, the rest is about what is nearest to it.
@@ -199,6 +202,9 @@ pub(super) struct StoreFacts {
 
 pub(super) fn store(facts: &StoreFacts) -> Vec<Check> {
     const NAME: &str = "store";
+    if let Err(error) = require_supported(facts.family) {
+        return vec![Check::fail(NAME, error.to_string(), NO_STORE_ON_WINDOWS)];
+    }
     let dir = facts.dir.display();
     if !facts.is_dir {
         let found = format!("{dir} is no directory");
@@ -433,15 +439,25 @@ pub(super) fn cache(health: Option<&CacheHealth>, wanted: bool) -> Check {
             format!("{file} cannot be read: {why}; {at_each_scan}"),
             "check its permissions, or set another scan.cache_dir",
         ),
-        CacheState::New | CacheState::Sound { .. } if unwritable.is_some() => Check::warn(
-            NAME,
-            format!(
-                "{file} cannot be written to: {}; {at_each_scan}",
-                unwritable.as_deref().unwrap_or_default()
-            ),
-            "check the permissions there, or set another scan.cache_dir",
-        ),
+        CacheState::New | CacheState::Sound { .. } | CacheState::DamagedRows { .. }
+            if unwritable.is_some() =>
+        {
+            Check::warn(
+                NAME,
+                format!(
+                    "{file} cannot be written to: {}; {at_each_scan}",
+                    unwritable.as_deref().unwrap_or_default()
+                ),
+                "check the permissions there, or set another scan.cache_dir",
+            )
+        }
         CacheState::New => Check::ok(NAME, format!("{file} is made with the first scan")),
+        CacheState::DamagedRows { damaged, rows } => Check::warn(
+            NAME,
+            format!("{damaged} of {rows} entries of {file} ({size}) are damaged (wrong checksum)"),
+            "scans do not use them, and hash these files again; remove all of them with `farmhand cache \
+             verify`; if this comes back, check the disk and the memory of this machine",
+        ),
         CacheState::Sound { folders, files } => Check::ok(
             NAME,
             format!("{file} ({size}) is sound; it knows {files} files in {folders} folders"),
@@ -581,6 +597,7 @@ mod tests {
     fn well_kept() -> StoreFacts {
         StoreFacts {
             dir: "/store".into(),
+            family: OsFamily::Unix,
             chosen: true,
             exists: true,
             is_dir: true,
@@ -607,6 +624,7 @@ mod tests {
             (well_kept(), vec![Fine, Fine, Fine]),
             (StoreFacts { space: None, link_mode: None, ..well_kept() }, vec![Fine]),
             (StoreFacts { is_dir: false, ..well_kept() }, vec![Fail]),
+            (StoreFacts { family: OsFamily::Windows, ..well_kept() }, vec![Fail]),
             (StoreFacts { unwritable: Some(text()), ..well_kept() }, vec![Fail]),
             (StoreFacts { holder: Some("pid 7".into()), ..well_kept() }, vec![Warn, Fine, Fine]),
             (StoreFacts { exists: false, ..well_kept() }, vec![Warn, Fine, Fine]),
@@ -694,6 +712,11 @@ mod tests {
             (health(CacheState::New, Some("no")), Warn, "cannot be written to: no"),
             (health(CacheState::Corrupt(text()), None), Warn, "sets it aside"),
             (health(CacheState::Newer, None), Warn, "newer farmhand"),
+            (
+                health(CacheState::DamagedRows { damaged: 2, rows: 9 }, None),
+                Warn,
+                "2 of 9 entries of /c/h (1.0 MiB) are damaged",
+            ),
             (health(CacheState::Unreadable(text()), None), Warn, "cannot be read"),
         ] {
             is(&cache(Some(&health), true), state, &[says]);

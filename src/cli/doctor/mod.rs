@@ -22,6 +22,7 @@ use crate::{
     agent::real,
     client::{self, Shaman},
     disk::{FileSystem, Space, WatchLimits, nearest_existing, try_writing, watches_needed},
+    domain::OsFamily,
     exec::Exec,
     scan::HashCache,
     store,
@@ -234,6 +235,7 @@ fn store_facts(dir: PathBuf, chosen: bool, options: store::Options) -> StoreFact
     };
     let name = format!("{:?}", options.link_mode).to_lowercase();
     StoreFacts {
+        family: OsFamily::HERE,
         chosen,
         exists,
         is_dir: there.is_dir(),

@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FILE_NAME, HashCache, VERSION, explain, is_corrupt, open_read_only, with_suffix};
+use super::{
+    FILE_NAME, HashCache, VERSION, damaged_rows, explain, is_corrupt, open_read_only, with_suffix,
+};
 use crate::disk::{nearest_existing, try_writing};
 
 /// What a look at the hash cache has found.
@@ -32,6 +34,13 @@ pub enum CacheState {
         folders: u64,
         /// How many files.
         files: u64,
+    },
+    /// What belongs there, and rows whose checksums are wrong: their files are hashed again.
+    DamagedRows {
+        /// How many are damaged.
+        damaged: u64,
+        /// How many rows there are.
+        rows: u64,
     },
     /// Something else: the next scan begins it anew.
     Corrupt(String),
@@ -68,7 +77,11 @@ fn look(file: &Path) -> CacheState {
             let query = format!("SELECT count(*) FROM {table}");
             connection.query_row(&query, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
         };
-        Ok(CacheState::Sound { folders: count("roots")?, files: count("files")? })
+        let (folders, files) = (count("roots")?, count("files")?);
+        Ok(match damaged_rows(&connection)?.len() as u64 {
+            0 => CacheState::Sound { folders, files },
+            damaged => CacheState::DamagedRows { damaged, rows: files },
+        })
     });
     counted.unwrap_or_else(|error| match is_corrupt(&error) {
         true => CacheState::Corrupt(error.to_string()),
@@ -92,6 +105,11 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
+    use crate::{
+        disk::Fingerprint,
+        domain::Digest,
+        scan::cache::{CacheRow, Root, Saved},
+    };
 
     fn state(dir: &Path) -> CacheState {
         let health = HashCache::examine(dir);
@@ -128,19 +146,42 @@ mod tests {
         );
     }
 
+    fn fill(dir: &Path, files: usize) {
+        let fingerprint = Fingerprint {
+            size_bytes: 1,
+            mtime_ns: 1,
+            ctime_ns: 1,
+            inode: 1,
+            device: 1,
+            born_ns: 1,
+        };
+        let row = CacheRow { fingerprint, hashed_at_ns: 1, digest: Digest::from_bytes([0; 32]) };
+        let rows: Vec<_> =
+            (0..files).map(|i| (format!("a/long/name/{i}").parse().unwrap(), row)).collect();
+        let root = Root { path: Path::new("/r"), device: 0, inode: 0 };
+        assert_eq!(HashCache::open(Some(dir)).save(root, &rows, &[]), Saved::Done);
+    }
+
+    #[test]
+    fn damaged_rows_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(dir.path(), 5);
+        let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+        let damage =
+            "UPDATE files SET size_bytes = 2 WHERE path IN ('a/long/name/1', 'a/long/name/3');
+                      UPDATE files SET root = 9 WHERE path = 'a/long/name/4'";
+        connection.execute_batch(damage).unwrap();
+        drop(connection);
+        assert_eq!(state(dir.path()), CacheState::DamagedRows { damaged: 3, rows: 5 });
+    }
+
     /// A page that nobody has looked at yet.
     #[test]
     fn damage_inside_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(FILE_NAME);
-        drop(HashCache::open(Some(dir.path())));
-        let connection = Connection::open(&file).unwrap();
-        let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000)
-             INSERT INTO files SELECT 1, 'a/long/name/' || i, 1, 1, 1, 1, 1, 1, 1, x'00' FROM n;
-             PRAGMA wal_checkpoint(TRUNCATE)";
-        connection.execute_batch(rows).unwrap();
-        drop(connection);
-        assert_eq!(state(dir.path()), CacheState::Sound { folders: 0, files: 3000 });
+        fill(dir.path(), 3000);
+        assert_eq!(state(dir.path()), CacheState::Sound { folders: 1, files: 3000 });
         let sound = fs::read(&file).unwrap();
         let middle = sound.len() / 2 / 4096 * 4096;
         // A page; and the number of free pages, which nobody misses who only reads.
