@@ -304,7 +304,7 @@ fn a_manager_that_returns_is_checked() {
     assert_eq!(try_checkout(&server).status, 200);
     assert!(is_ready(&server));
     // Another one is there in its place: known before the next checkout.
-    let manager = start(elsewhere.path());
+    let _manager = start(elsewhere.path());
     assert_eq!(get().status, 204);
     try_checkout(&server).is_error(412, "uses another storage");
     assert!(!is_ready(&server));
