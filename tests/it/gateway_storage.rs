@@ -305,16 +305,32 @@ fn a_manager_that_returns_is_checked() {
     assert_eq!(try_checkout(&server).status, 200);
     assert!(is_ready(&server));
     // Another one is there in its place: known before the next checkout.
-    let manager = start(elsewhere.path());
+    let _manager = start(elsewhere.path());
     assert_eq!(get().status, 204);
     try_checkout(&server).is_error(412, "uses another storage");
     assert!(!is_ready(&server));
-    // Found out by the server alone, too: it hears that the Manager is there again.
-    drop(manager);
-    is_gateway_error(&get(), 502, "cannot be reached");
-    let _manager = start(&server.storage());
-    assert_eq!(get().status, 204);
+}
+
+/// Without a checkout that asks for it: the server hears that the Manager is there again.
+#[test]
+fn a_replaced_manager_is_noticed() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = |addr: SocketAddr, dir: &Path| {
+        let storage = Arc::new(Mutex::new(Some(ManagersStorage::at(dir))));
+        Manager::sharing(addr, storage, |_| StatusCode::NO_CONTENT.into_response())
+    };
+    let manager = start(([127, 0, 0, 1], 0).into(), dir.path());
+    let addr = manager.addr;
+    let server = TestServer::over(dir.path().to_owned(), options(&manager.url()));
+    // The next check is due in minutes.
     until(|| is_ready(&server));
+    drop(manager);
+    let get = || exchange(server.addr, "GET", "/x", "X-Test: 1\r\n", b"");
+    is_gateway_error(&get(), 502, "cannot be reached");
+    let _manager = start(addr, elsewhere.path());
+    assert_eq!(get().status, 204);
+    until(|| !is_ready(&server));
+    assert_eq!(leftovers(dir.path()), 0);
 }
 
 #[test]
@@ -349,7 +365,12 @@ fn probes_are_always_removed() {
     let server = during_a_check();
     drop(manager);
     until(|| leftovers(&storage) == 0);
-    server.connect().get("/readyz").is_error(503, "it is not known");
+    // The probe goes before the result is known.
+    until(|| {
+        let answer = server.connect().get("/readyz");
+        answer.status == 503
+            && answer.json()["message"].as_str().unwrap().contains("it is not known")
+    });
 }
 
 #[test]
