@@ -132,7 +132,11 @@ async fn erase(
              are true or false",
         )
     })?;
-    let path = checkout_path(&path)?;
+    let answered = match &app.options.manager {
+        Some(manager) => manager.answered_checkout(&app, &path).await,
+        None => None,
+    };
+    let path = answered.map_or_else(|| checkout_path(&path), Ok)?;
     let options = EraseOptions { with_outputs, dry_run };
     let store = app.store.clone();
     if dry_run {

@@ -620,3 +620,19 @@ fn a_checkout_of_a_live_job_is_not_erased() {
     set("failed");
     assert_eq!(erase("").status, 200);
 }
+
+/// A checkout is deleted by the name that `checkout/create` answered, too.
+#[test]
+fn an_answered_name_can_be_erased() {
+    let flamenco = Flamenco::start();
+    let dir = tempfile::tempdir().unwrap();
+    let storage = ManagersStorage::at(dir.path());
+    flamenco.set_storage(ManagersStorage { shaman_enabled: false, ..storage });
+    let server = TestServer::over(dir.path().to_owned(), options(&flamenco.manager.url()));
+    for name in ["jobs/shot".to_owned(), format!("{}/jobs/shot", server.storage().display())] {
+        assert_eq!(make_checkout(&server, "shot"), "jobs/shot");
+        let erased = server.admin("DELETE", &format!("checkouts?path={name}"), Value::Null);
+        assert_eq!(erased.json()["path"], "shot", "{erased:?}");
+        assert!(checkouts(&server).is_empty());
+    }
+}

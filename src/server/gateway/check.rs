@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     disk::{DiskError, OpenDir},
+    domain::CheckoutPath,
     exec::Exec,
     store,
 };
@@ -330,6 +331,15 @@ impl Gateway {
         let is_unknown = |latest: &Comparison| matches!(latest, Comparison::Unknown { .. });
         let comparison = self.comparison(app, is_unknown).await;
         JobPaths::new(&app.store.checkouts_dir().to_string_lossy(), &comparison)
+    }
+
+    /// The checkout that a client names as `checkout/create` has answered it, if that is not its plain name.
+    pub(in super::super) async fn answered_checkout(
+        &self,
+        app: &App,
+        name: &str,
+    ) -> Option<CheckoutPath> {
+        self.job_paths(app).await.answered(name)
     }
 
     /// How the paths of checkouts begin in answers to clients; the error is for them.
