@@ -39,4 +39,5 @@ mod store;
 mod submit;
 mod sync;
 mod tls;
+mod unheard;
 mod watch;

@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// `farmhand watch`, in a process of its own, that does not wait long for quiet.
-struct AgentProcess {
+pub struct AgentProcess {
     child: Child,
     home: PathBuf,
 }
 
 impl AgentProcess {
-    fn start(home: &Path, dirs: &[&Path], url: &str, more: &[&str]) -> Self {
+    pub fn start(home: &Path, dirs: &[&Path], url: &str, more: &[&str]) -> Self {
         Self::start_by(farmhand(home), home, dirs, url, more)
     }
 
@@ -48,7 +48,7 @@ impl AgentProcess {
         Self { child, home: home.to_owned() }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.home.join("watch.log")).unwrap()
     }
 
@@ -57,11 +57,11 @@ impl AgentProcess {
         answer["agents"][0].clone()
     }
 
-    fn folder(&self) -> Value {
+    pub fn folder(&self) -> Value {
         self.status()["folders"][0].clone()
     }
 
-    fn until_state(&self, expected: &str) {
+    pub fn until_state(&self, expected: &str) {
         until(|| self.folder()["state"] == expected);
     }
 
@@ -107,20 +107,20 @@ fn json(command: &mut Command) -> Value {
         .unwrap_or_else(|_| panic!("{:?}: {error}", output.status))
 }
 
-fn write(dir: &Path, path: &str, content: &str) {
+pub fn write(dir: &Path, path: &str, content: &str) {
     let path = dir.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
 }
 
 /// What a checkout of a folder looks like.
-fn checked_out(home: &Path, dir: &Path, url: &str, store: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn checked_out(home: &Path, dir: &Path, url: &str, store: &Path) -> Vec<(String, Vec<u8>)> {
     let answer = json(farmhand(home).arg("checkout").arg(dir).args(["--server", url, "--json"]));
     let path = answer["checkout_path"].as_str().unwrap().to_owned();
     tree(&store.join("jobs").join(path)).into_iter().collect()
 }
 
-fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     tree(dir).into_iter().collect()
 }
 
