@@ -41,3 +41,72 @@ impl Evidence {
             && files().all(|file| is_same(file.path.as_str(), &file.fingerprint))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, sync::Arc};
+
+    use super::*;
+    use crate::scan::{Options, Scanner};
+
+    fn look(dir: &Path) -> (Scan, Evidence) {
+        let mut scanner = Scanner::new(Options::default(), Arc::default(), Arc::default()).unwrap();
+        let mut survey = scanner.survey(dir, false).unwrap();
+        let evidence = std::mem::take(&mut survey.evidence);
+        (scanner.finish(survey).unwrap(), evidence)
+    }
+
+    #[test]
+    fn any_change_of_files_names_or_rules_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("a/empty")).unwrap();
+        fs::write(at("a/file"), "file").unwrap();
+        fs::write(at("a/.farmhandignore"), ".farmhandignore\n").unwrap();
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("content", &|| fs::write(at("a/file"), "changed").unwrap()),
+            ("a name in an empty directory", &|| fs::write(at("a/empty/new"), "x").unwrap()),
+            ("a name in the root", &|| fs::create_dir(at("new")).unwrap()),
+            ("rules that are ignored themselves", &|| {
+                fs::write(at("a/.farmhandignore"), ".farmhandignore\nx").unwrap();
+            }),
+            ("a missing file", &|| fs::remove_file(at("a/file")).unwrap()),
+        ];
+        for (what, change) in changes {
+            let (scan, evidence) = look(dir.path());
+            assert!(evidence.holds(&scan), "before: {what}");
+            change();
+            assert!(!evidence.holds(&scan), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_has_just_changed_is_not_at_rest() {
+        let seen = |at_ns| Fingerprint {
+            size_bytes: 1,
+            mtime_ns: at_ns,
+            ctime_ns: at_ns,
+            inode: 1,
+            device: 1,
+            born_ns: 1,
+        };
+        let digest = crate::domain::Digest::from_bytes([0; 32]);
+        let file = |at_ns| crate::scan::ScannedFile {
+            path: "file".parse().unwrap(),
+            fingerprint: seen(at_ns),
+            digest,
+            cached: false,
+        };
+        let now = 1_000_000_000_000_000_001;
+        let window = plan::racy_window_ns(&seen(now));
+        for (file_at, dir_at, rested) in [
+            (now - window - 1, now - window - 1, true),
+            (now - window, now - window - 1, false),
+            (now - window - 1, now - window, false),
+        ] {
+            let scan = Scan { root: "/".into(), files: vec![file(file_at)], skipped: Vec::new() };
+            let evidence = Evidence { seen: vec![("".into(), seen(dir_at))], began_ns: now };
+            assert_eq!(evidence.was_at_rest(&scan), rested, "{file_at} {dir_at}");
+        }
+    }
+}

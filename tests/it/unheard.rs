@@ -7,84 +7,36 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
+
+use farmhand::disk::Mounts;
 
 use crate::{
     common::{TestServer, farmhand, until},
+    mounts::{self, Mounted},
     watch::{AgentProcess, checked_out, files, write},
 };
-
-/// Set for a test that runs in a mount namespace of its own.
-const INSIDE: &str = "IN_MOUNT_NAMESPACE";
-
-/// Arguments of unshare(1) for a mount namespace: as root, and as a user.
-const WAYS: [&[&str]; 2] = [&["-m"], &["-U", "-r", "-m"]];
 
 /// Runs a test of this file in a mount namespace of its own. Where the system allows none, only checks that
 /// the mount table is understood.
 fn in_mount_namespace(name: &str, test: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return test();
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let works = |way: &&[&str]| {
-        let mut command = Command::new("unshare");
-        command.args(*way).args(["mount", "-t", "tmpfs", "tmpfs"]).arg(dir.path());
-        command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
-    let Some(way) = WAYS.into_iter().find(works) else {
-        eprintln!("NOT TESTED: {name}: no mount namespace here; only the mount table is checked");
-        return mount_table_is_understood();
-    };
-    let output = Command::new("unshare")
-        .args(way)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("unheard::{name}"), "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    eprint!("{stderr}");
-    assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.contains("1 passed"), "{stdout}");
+    mounts::in_namespace(&format!("unheard::{name}"), |is_alone| match is_alone {
+        true => test(),
+        false => mount_table_is_understood(),
+    });
 }
 
-fn mount_table_is_understood() {}
-
-/// Something that is mounted until this is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// `None`, and a line on standard error, if the system refuses.
-    fn attempt(arguments: &[&str], at: &Path) -> Option<Self> {
-        let output = Command::new("mount").args(arguments).arg(at).output().unwrap();
-        if !output.status.success() {
-            let error = String::from_utf8_lossy(&output.stderr).into_owned();
-            eprintln!("NOT TESTED: mount {arguments:?}: {error}");
-            return None;
-        }
-        Some(Self(at.to_owned()))
-    }
-
-    fn new(arguments: &[&str], at: &Path) -> Self {
-        Self::attempt(arguments, at).expect("a tmpfs could be mounted here")
-    }
-
-    fn tmpfs(at: &Path) -> Self {
-        Self::new(&["-t", "tmpfs", "tmpfs"], at)
-    }
-
-    fn bind(from: &Path, at: &Path) -> Self {
-        Self::new(&["--bind", from.to_str().unwrap()], at)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
+fn mount_table_is_understood() {
+    let dir = Path::new("/data/show");
+    let parse = |line: &str| {
+        let table = format!("22 1 8:1 / / rw - ext4 /dev/root rw\n{line}\n");
+        Mounts::parse(table.as_bytes(), dir)
+    };
+    let before = parse("");
+    assert_ne!(parse("30 22 0:9 / /data/show/x rw - tmpfs tmpfs rw"), before);
+    assert_ne!(parse("30 22 0:9 / /data rw - tmpfs tmpfs rw"), before);
+    assert_eq!(parse("30 22 0:9 / /data/showreel rw - tmpfs tmpfs rw"), before);
 }
 
 /// A watched folder, all of it on the server.
@@ -236,15 +188,15 @@ fn changed_overlay_layers_are_seen() {
         if overlay.is_none() {
             return;
         }
-        let watch = watched.agent.folder()["watch"].clone();
-        assert_eq!(watch["mode"], "poll", "{watch}");
-        let reason = watch["reason"].as_str().unwrap();
-        assert!(reason.contains("merged is on overlay"), "{reason}");
         watched.check("start");
         write(watched.dir(), "lower/dir/file", "changed");
         watched.check("change of a lower layer");
         write(watched.dir(), "lower/dir/new", "new");
         watched.check("new file in a lower layer");
+        let watch = watched.agent.folder()["watch"].clone();
+        assert_eq!(watch["mode"], "poll", "{watch}");
+        let reason = watch["reason"].as_str().unwrap();
+        assert!(reason.contains("merged is on overlay"), "{reason}");
         drop(overlay);
         watched.check("unmount");
         until(|| watched.agent.folder()["watch"]["mode"] == "events");

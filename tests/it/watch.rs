@@ -200,33 +200,37 @@ fn commands_take_what_the_agent_knows_and_never_what_is_old() {
 }
 
 /// A server that is killed, and started again where it was.
-struct Restarted {
+pub struct Restarted {
     home: PathBuf,
-    storage: PathBuf,
+    pub storage: PathBuf,
     address: String,
     server: Option<ServerProcess>,
 }
 
 impl Restarted {
-    fn new(home: &Path) -> Self {
+    pub fn new(home: &Path) -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap().to_string();
         drop(free);
         Self { home: home.to_owned(), storage: home.join("store"), address, server: None }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let mut command = farmhand(&self.home);
         command.args(["serve", "--listen", &self.address, "--storage"]).arg(&self.storage);
         self.server = Some(ServerProcess::spawn(command.stderr(Stdio::null())));
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.server = None;
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.server.is_some()
     }
 }
 

@@ -808,6 +808,71 @@ fn was_asleep(clocks: &mut (Instant, SystemTime)) -> bool {
 mod tests {
     use super::*;
 
+    /// A folder whose server does not answer.
+    fn folder(dir: &Path) -> Arc<Folder> {
+        let root = dir.canonicalize().unwrap().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let server = "http://127.0.0.1:9/";
+        let client = crate::client::Options { retries: 0, ..Default::default() };
+        let options = FolderOptions {
+            dir: root.clone(),
+            client: Shaman::new(server, client).unwrap(),
+            server: server.into(),
+            priority: 0,
+            scan: scan::Options::default(),
+            sync: Options::default(),
+            rhythm: Rhythm { quiet: Duration::from_millis(10), ..Rhythm::default() },
+            poll: false,
+        };
+        let shared = Arc::new(Shared::new(Arc::default()));
+        Arc::new(Folder::new(options, root, dir.join("marks"), shared).unwrap())
+    }
+
+    async fn until(mut holds: impl FnMut() -> bool) {
+        let holds = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), holds).await.expect("it never came to be");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_loss_before_a_watch_begins_asks_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        folder.ear.lose("simulated");
+        folder.watch().await;
+        assert!(lock(&folder.events).is_some());
+        assert!(folder.ear.take().is_nothing(), "it would be watched and scanned once more");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_loss_leads_to_one_watch_and_one_scan() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let end = CancellationToken::new();
+        let running = tokio::spawn(folder.clone().run(end.clone()));
+        let events = || lock(&folder.events).clone();
+        let files = || folder.state().known.as_ref().map(|known| known.scan.files.len());
+        until(|| files() == Some(0)).await;
+        let first = events().unwrap();
+        folder.ear.lose("simulated");
+        until(|| events().is_some_and(|now| !Arc::ptr_eq(&now, &first))).await;
+        let second = events().unwrap();
+        // Whatever else the loss had led to would be done before this is seen.
+        for number in 1..4 {
+            std::fs::write(folder.root.join(number.to_string()), "x").unwrap();
+            until(|| files() == Some(number)).await;
+        }
+        assert!(Arc::ptr_eq(&events().unwrap(), &second), "it was watched once more");
+        assert!(second.catch_up().await);
+        end.cancel();
+        running.await.unwrap();
+    }
+
     #[test]
     fn pauses_grow_to_a_minute() {
         assert_eq!(pause(1, 1.0), RETRY_MIN);
