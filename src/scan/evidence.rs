@@ -1,8 +1,10 @@
 //! What a folder looked like when it was scanned, to find out later whether it still does.
 
+use std::{fs, io, path::Path};
+
 use rayon::prelude::*;
 
-use super::{Scan, plan};
+use super::{Scan, SkipReason, Skipped, plan};
 use crate::disk::Fingerprint;
 
 /// What decides about a scan besides the files in it: the directories, and the files with ignore rules.
@@ -28,23 +30,43 @@ impl Evidence {
             && scan.files.iter().all(|file| rested(&file.fingerprint))
     }
 
-    /// Whether everything still looks as it did. One look for each file and directory; nothing is listed
-    /// or read.
+    /// Whether everything still looks as it did, and what was skipped still has to be. One look for each
+    /// file and directory; nothing is listed or read.
     pub fn holds(&self, scan: &Scan) -> bool {
         let is_same = |path: &str, seen: &Fingerprint| {
             let path = if path.is_empty() { scan.root.clone() } else { scan.root.join(path) };
-            std::fs::metadata(path).is_ok_and(|found| Fingerprint::of(&found) == *seen)
+            fs::metadata(path).is_ok_and(|found| Fingerprint::of(&found) == *seen)
         };
         let files = || scan.files.par_iter().with_min_len(256);
         let seen = || self.seen.par_iter().with_min_len(256);
         seen().all(|(path, seen)| is_same(path, seen))
             && files().all(|file| is_same(file.path.as_str(), &file.fingerprint))
+            && scan.skipped.iter().all(|skipped| is_still_skipped(&scan.root, skipped))
+    }
+}
+
+/// Whether the reason holds that something was skipped for. The target of a link may appear, or become a
+/// file, without an event in the folder.
+fn is_still_skipped(root: &Path, skipped: &Skipped) -> bool {
+    let found = || fs::metadata(root.join(&skipped.path));
+    match skipped.reason {
+        // The name is an event when it changes.
+        SkipReason::BadName(_) => true,
+        SkipReason::BrokenLink(_) => {
+            found().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        }
+        SkipReason::LinkToDirectory => found().is_ok_and(|found| found.is_dir()),
+        SkipReason::NotAFile(_) => found().is_ok_and(|found| !found.is_dir() && !found.is_file()),
+        SkipReason::Unreadable(_)
+        | SkipReason::Vanished
+        | SkipReason::Unstable
+        | SkipReason::Reported(_) => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, sync::Arc};
+    use std::sync::Arc;
 
     use super::*;
     use crate::scan::{Options, Scanner};
@@ -78,6 +100,34 @@ mod tests {
             change();
             assert!(!evidence.holds(&scan), "{what}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn skipped_links_are_looked_at() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let target = dir.path().join("target");
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("a\\b"), "a name that cannot be sent").unwrap();
+        symlink(&target, root.join("link")).unwrap();
+        let (scan, evidence) = look(&root);
+        assert_eq!(scan.skipped.len(), 2, "{scan:?}");
+        assert!(evidence.holds(&scan), "broken");
+        fs::create_dir(&target).unwrap();
+        assert!(!evidence.holds(&scan), "a directory has appeared");
+        let (scan, evidence) = look(&root);
+        fs::write(target.join("file"), "in the directory").unwrap();
+        assert!(evidence.holds(&scan), "a link to a directory");
+        fs::remove_dir_all(&target).unwrap();
+        fs::write(&target, "x").unwrap();
+        assert!(!evidence.holds(&scan), "the directory has become a file");
+        let (mut scan, evidence) = look(&root);
+        assert!(evidence.holds(&scan));
+        let reason = SkipReason::Unreadable("denied".into());
+        scan.skipped.push(Skipped { path: "secret".into(), reason });
+        assert!(!evidence.holds(&scan), "it may be readable by now");
     }
 
     #[test]

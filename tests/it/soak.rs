@@ -148,6 +148,13 @@ impl Soak {
             thread::sleep(Duration::from_millis(self.random.u64(..1500)));
         }
         self.check();
+        // The agent knows the folder now, and must not vouch for what a single change has left.
+        if self.random.bool() {
+            for _ in 0..self.random.u8(1..6) {
+                self.change();
+                self.check();
+            }
+        }
     }
 
     fn kill_one(&mut self) {

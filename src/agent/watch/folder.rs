@@ -591,9 +591,7 @@ impl Folder {
             }
             let (evidence, is_remote) = (std::mem::take(&mut survey.evidence), survey.is_remote);
             let scan = scanner.finish(survey)?;
-            // What is skipped may be a link whose target appears, which is no event here.
-            let is_sure = scan.skipped.is_empty() && evidence.was_at_rest(&scan);
-            let evidence = is_sure.then_some(evidence);
+            let evidence = evidence.was_at_rest(&scan).then_some(evidence);
             Ok::<_, ScanError>((scan, evidence, is_remote, cost, again, held, settling))
         });
         let scanned = scanned.await;
