@@ -274,6 +274,17 @@ fn a_link_target_that_appears_is_seen() {
 }
 
 #[test]
+fn rules_that_ignore_themselves_count() {
+    let watched = Watched::new(|home| {
+        write(home, "project/.farmhandignore", ".farmhandignore\n*.tmp\n");
+        write(home, "project/a.tmp", "a temporary file");
+    });
+    assert_eq!(watched.server.status(b"a temporary file"), "unknown");
+    write(&watched.project, ".farmhandignore", ".farmhandignore\n");
+    watched.server.until_status(b"a temporary file", "stored");
+}
+
+#[test]
 fn linked_ignore_rules_that_change_are_seen() {
     let watched = Watched::new(|home| {
         write(home, "elsewhere/rules", ".farmhandignore\n*.tmp\n");

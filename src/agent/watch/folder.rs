@@ -33,7 +33,9 @@ use crate::{
     domain::{BlobId, RelPath},
     exec::Exec,
     meter::Progress,
-    scan::{self, Evidence, Scan, ScanError, ScannedFile, Scanner, SkipReason, is_ignored},
+    scan::{
+        self, Evidence, IGNORE_FILE, Scan, ScanError, ScannedFile, Scanner, SkipReason, is_ignored,
+    },
 };
 
 /// What is hashed at most before what is known is sent.
@@ -396,7 +398,9 @@ impl Folder {
                         debouncer.lost(self.now());
                     } else if !heard.is_nothing() {
                         let ignored = !heard.more && heard.paths.iter().all(|path| {
-                            is_ignored(&self.root, &self.options.scan, path)
+                            // Rules decide about other files, even if they ignore their own file.
+                            !path.ends_with(IGNORE_FILE)
+                                && is_ignored(&self.root, &self.options.scan, path)
                         });
                         if ignored {
                             let mut state = self.state();
