@@ -8,6 +8,10 @@ const USUAL_WATCHES: u64 = 524_288;
 /// The same, of watchers.
 const USUAL_WATCHERS: u64 = 1024;
 
+/// The length of the queue that Linux has by default, which is enough for any folder: the agent reads
+/// events as they come, and its own scans cause none.
+const USUAL_QUEUE: u64 = 16_384;
+
 /// The limits of inotify for one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchLimits {
@@ -41,6 +45,17 @@ impl WatchLimits {
     /// Whether this many directories are more than one program should take.
     pub fn is_scarce(&self, needed: u64) -> bool {
         needed > self.max_user_watches / 2
+    }
+
+    /// Whether the queue is shorter than usual, and than a change of each of this many directories. A burst
+    /// of changes that overflows it costs a scan of everything.
+    pub fn has_short_queue(&self, directories: u64) -> bool {
+        self.max_queued_events < directories.min(USUAL_QUEUE)
+    }
+
+    /// How to make the queue as long as usual.
+    pub fn longer_queue(&self) -> String {
+        sysctl("fs.inotify.max_queued_events", USUAL_QUEUE)
     }
 
     /// How to raise the limit so that this many directories take at most half of it.
@@ -129,6 +144,19 @@ mod tests {
     fn half_of_the_limit_is_ours() {
         for (needed, scarce) in [(0, false), (4096, false), (4097, true)] {
             assert_eq!(limits(8192).is_scarce(needed), scarce, "{needed}");
+        }
+    }
+
+    #[test]
+    fn a_short_queue_is_told_from_the_usual_one() {
+        for (events, directories, short) in [
+            (16_384, 1_000_000, false),
+            (16_383, 1_000_000, true),
+            (1_000, 1_000, false),
+            (1_000, 1_001, true),
+        ] {
+            let limits = WatchLimits { max_queued_events: events, ..limits(8192) };
+            assert_eq!(limits.has_short_queue(directories), short, "{events} {directories}");
         }
     }
 

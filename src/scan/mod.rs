@@ -2,6 +2,7 @@
 
 mod addon;
 mod cache;
+mod evidence;
 mod hash;
 mod ignore;
 mod plan;
@@ -22,6 +23,7 @@ use std::{
 
 pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule, is_ignored};
 pub use cache::{CacheHealth, CacheState, CachedRoot, HashCache};
+pub use evidence::Evidence;
 pub use hash::HashError;
 pub use survey::{Known, Survey};
 pub use walk::{Ignored, SkipReason, Skipped, WalkError};
@@ -219,7 +221,8 @@ impl Scanner {
         }
         let is_remote = trusts.values().any(|trust| trust.is_remote());
         let survey = Survey::new(root, walked.skipped, walked.ignored, plan);
-        Ok(Survey { shared: walked.shared, is_remote, ..survey })
+        let evidence = Evidence { seen: walked.seen, began_ns: seen_at_ns };
+        Ok(Survey { evidence, is_remote, ..survey })
     }
 
     /// Hashes what is not known: the second half of a scan.
@@ -283,12 +286,8 @@ impl Scanner {
         self.progress.enter(Phase::Hashing);
         let bytes = entries.iter().map(|(_, _, row)| row.fingerprint.size_bytes).sum();
         self.progress.expect(entries.len() as u64, bytes);
-        let mut trusts: HashMap<&Path, Trust> = HashMap::new();
-        for (root, ..) in &entries {
-            trusts
-                .entry(root)
-                .or_insert_with(|| FileSystem::of(root).as_ref().map_or(Trust::LEAST, Trust::from));
-        }
+        // As in a scan: a file may be on another file system than its root.
+        let mut trusts: HashMap<u64, Trust> = HashMap::new();
         let mut report = CacheCheck { damaged, ..CacheCheck::default() };
         let mut by_root: HashMap<&Path, HashMap<&str, &CacheRow>> = HashMap::new();
         for (root, path, row) in &entries {
@@ -296,23 +295,32 @@ impl Scanner {
         }
         let mut wrong: HashMap<&Path, Vec<Box<str>>> = HashMap::new();
         for (root, rows) in by_root {
-            let holds =
-                |row: &CacheRow, now: &Fingerprint| plan::is_trusted(row, now, trusts[root]);
             let mut to_hash = Vec::new();
             for (path, row) in &rows {
-                match fs::metadata(root.join(path)).map(|found| Fingerprint::of(&found)) {
-                    Ok(fingerprint) if holds(row, &fingerprint) => {
+                let file = root.join(path);
+                match fs::metadata(&file).map(|found| Fingerprint::of(&found)) {
+                    Ok(fingerprint) => {
+                        let trust = trusts.entry(fingerprint.device).or_insert_with(|| {
+                            FileSystem::of(&file).as_ref().map_or(Trust::LEAST, Trust::from)
+                        });
+                        if !plan::is_trusted(row, &fingerprint, *trust) {
+                            report.outdated += 1;
+                            continue;
+                        }
                         // What is no path has come into the database by other ways.
                         let Ok(path) = path.parse() else { continue };
                         to_hash.push(Found { path, fingerprint });
                     }
-                    Ok(_) => report.outdated += 1,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         report.outdated += 1
                     }
                     Err(_) => report.unreadable += 1,
                 }
             }
+            let holds = |row: &CacheRow, now: &Fingerprint| {
+                let trust = trusts.get(&now.device).copied().unwrap_or(Trust::LEAST);
+                plan::is_trusted(row, now, trust)
+            };
             let readers = Readers {
                 number: self.options.readers,
                 progress: &self.progress,

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Ignored, Skipped, plan::HashPlan};
+use super::{Evidence, Ignored, Skipped, plan::HashPlan};
 use crate::{
     disk::Fingerprint,
     domain::{Digest, RelPath},
@@ -31,9 +31,8 @@ pub struct Survey {
     pub skipped: Vec<Skipped>,
     /// What was ignored, if that was to be noted, sorted by path.
     pub ignored: Vec<Ignored>,
-    /// Files that can change by another name than the one they have here: links, and files with several
-    /// names. A watch of this folder does not see that.
-    pub shared: Vec<RelPath>,
+    /// What decides about it besides its files.
+    pub evidence: Evidence,
     /// Whether some of it is where other machines can change it without this one knowing.
     pub is_remote: bool,
     pub(super) plan: HashPlan,
@@ -56,7 +55,7 @@ impl Survey {
                 rule.line
             });
         }
-        Self { root, skipped, ignored, shared: Vec::new(), is_remote: false, plan }
+        Self { root, skipped, ignored, evidence: Evidence::default(), is_remote: false, plan }
     }
 
     /// All files with their sizes, in no order.

@@ -158,8 +158,8 @@ pub(super) struct Walked {
     pub skipped: Vec<Skipped>,
     /// What was ignored, if that was to be noted.
     pub ignored: Vec<Ignored>,
-    /// Files that can change by another name than the one they have here.
-    pub shared: Vec<RelPath>,
+    /// What decides about `files` besides them: directories, and files with rules; below the root.
+    pub seen: Vec<(Box<str>, Fingerprint)>,
     /// Whether `files` is all there is below `root`.
     pub is_whole_root: bool,
 }
@@ -190,10 +190,10 @@ pub(super) fn walk(
     let rules = Rules::new(&absolute, options.default_ignores, &options.ignores);
     pool.scope(|scope| walk.dir(scope, absolute.clone(), None, rules));
     let found = walk.found.into_inner().expect("BUG: no one panics with this lock");
-    let FoundAll { mut files, skipped, mut ignored, shared } = found;
+    let FoundAll { mut files, skipped, mut ignored, seen } = found;
     pool.install(|| files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path)));
     ignored.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(Walked { root: absolute, files, skipped, ignored, shared, is_whole_root: true })
+    Ok(Walked { root: absolute, files, skipped, ignored, seen, is_whole_root: true })
 }
 
 fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked, WalkError> {
@@ -211,7 +211,7 @@ fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked
         files: vec![found],
         skipped: Vec::new(),
         ignored: Vec::new(),
-        shared: Vec::new(),
+        seen: Vec::new(),
         is_whole_root: false,
     })
 }
@@ -228,12 +228,12 @@ struct FoundAll {
     files: Vec<Found>,
     skipped: Vec<Skipped>,
     ignored: Vec<Ignored>,
-    shared: Vec<RelPath>,
+    seen: Vec<(Box<str>, Fingerprint)>,
 }
 
 /// What a name in a directory turns out to be.
 enum Item {
-    File { found: Found, is_shared: bool },
+    File(Found),
     Dir { name: OsString, prefix: String },
     Ignored(Option<Ignored>),
 }
@@ -252,28 +252,35 @@ impl<'a> Walk<'a> {
         if self.stop.load(Relaxed) {
             return;
         }
-        let entries = match fs::read_dir(&dir).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
-            Ok(entries) => entries,
+        // Looked at before it is listed, so that a later change of its names is seen.
+        let listed = fs::metadata(&dir).and_then(|found| {
+            let entries = fs::read_dir(&dir)?.collect::<io::Result<Vec<_>>>()?;
+            Ok((Fingerprint::of(&found), entries))
+        });
+        let (own, entries) = match listed {
+            Ok(listed) => listed,
             Err(error) => {
                 let path = prefix.unwrap_or_else(|| ".".to_owned());
                 return self.skip(Skipped { path, reason: error.into() });
             }
         };
+        let mut seen = vec![(prefix.clone().unwrap_or_default().into_boxed_str(), own)];
         let own_rules = entries.iter().any(|entry| entry.file_name() == IGNORE_FILE);
+        if own_rules {
+            // Its content counts even where it is ignored itself, and it may be a link.
+            let path = prefix.as_ref().map(|prefix| format!("{prefix}/{IGNORE_FILE}"));
+            let path = path.unwrap_or_else(|| IGNORE_FILE.to_owned()).into_boxed_str();
+            let found = fs::metadata(dir.join(IGNORE_FILE));
+            seen.extend(found.map(|found| (path, Fingerprint::of(&found))));
+        }
         let rules = if own_rules { rules.enter(&dir) } else { rules };
         let look = |entry: &fs::DirEntry| look(entry, prefix.as_deref(), &rules, self.note_ignored);
         // A round trip each on a network disk.
         let items: Vec<_> = entries.par_iter().with_min_len(32).map(look).collect();
         let (mut files, mut skipped, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
-        let mut shared = Vec::new();
         for item in items {
             match item {
-                Ok(Item::File { found, is_shared }) => {
-                    if is_shared {
-                        shared.push(found.path.clone());
-                    }
-                    files.push(found);
-                }
+                Ok(Item::File(found)) => files.push(found),
                 Ok(Item::Dir { name, prefix }) => {
                     let (dir, rules) = (dir.join(name), rules.clone());
                     scope.spawn(move |scope| self.dir(scope, dir, Some(prefix), rules));
@@ -287,7 +294,7 @@ impl<'a> Walk<'a> {
         found.files.append(&mut files);
         found.skipped.append(&mut skipped);
         found.ignored.append(&mut ignored);
-        found.shared.append(&mut shared);
+        found.seen.append(&mut seen);
     }
 
     fn skip(&self, skipped: Skipped) {
@@ -344,23 +351,7 @@ fn look(
     let path = relative
         .parse()
         .map_err(|error: PathError| skip(SkipReason::BadName(error.to_string())))?;
-    let is_shared = kind_of.is_symlink() || has_several_names(&metadata);
-    Ok(Item::File { found: Found { path, fingerprint: Fingerprint::of(&metadata) }, is_shared })
-}
-
-/// Whether a file has other names, by which it can change without a trace in this folder. On Windows that
-/// is not known.
-fn has_several_names(metadata: &Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        metadata.nlink() > 1
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = metadata;
-        false
-    }
+    Ok(Item::File(Found { path, fingerprint: Fingerprint::of(&metadata) }))
 }
 
 /// What something that is no regular file is, in words.

@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// `farmhand watch`, in a process of its own, that does not wait long for quiet.
-struct AgentProcess {
+pub struct AgentProcess {
     child: Child,
     home: PathBuf,
 }
 
 impl AgentProcess {
-    fn start(home: &Path, dirs: &[&Path], url: &str, more: &[&str]) -> Self {
+    pub fn start(home: &Path, dirs: &[&Path], url: &str, more: &[&str]) -> Self {
         Self::start_by(farmhand(home), home, dirs, url, more)
     }
 
@@ -48,7 +48,7 @@ impl AgentProcess {
         Self { child, home: home.to_owned() }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.home.join("watch.log")).unwrap()
     }
 
@@ -57,11 +57,11 @@ impl AgentProcess {
         answer["agents"][0].clone()
     }
 
-    fn folder(&self) -> Value {
+    pub fn folder(&self) -> Value {
         self.status()["folders"][0].clone()
     }
 
-    fn until_state(&self, expected: &str) {
+    pub fn until_state(&self, expected: &str) {
         until(|| self.folder()["state"] == expected);
     }
 
@@ -107,20 +107,20 @@ fn json(command: &mut Command) -> Value {
         .unwrap_or_else(|_| panic!("{:?}: {error}", output.status))
 }
 
-fn write(dir: &Path, path: &str, content: &str) {
+pub fn write(dir: &Path, path: &str, content: &str) {
     let path = dir.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
 }
 
 /// What a checkout of a folder looks like.
-fn checked_out(home: &Path, dir: &Path, url: &str, store: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn checked_out(home: &Path, dir: &Path, url: &str, store: &Path) -> Vec<(String, Vec<u8>)> {
     let answer = json(farmhand(home).arg("checkout").arg(dir).args(["--server", url, "--json"]));
     let path = answer["checkout_path"].as_str().unwrap().to_owned();
     tree(&store.join("jobs").join(path)).into_iter().collect()
 }
 
-fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     tree(dir).into_iter().collect()
 }
 
@@ -200,33 +200,37 @@ fn commands_take_what_the_agent_knows_and_never_what_is_old() {
 }
 
 /// A server that is killed, and started again where it was.
-struct Restarted {
+pub struct Restarted {
     home: PathBuf,
-    storage: PathBuf,
+    pub storage: PathBuf,
     address: String,
     server: Option<ServerProcess>,
 }
 
 impl Restarted {
-    fn new(home: &Path) -> Self {
+    pub fn new(home: &Path) -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap().to_string();
         drop(free);
         Self { home: home.to_owned(), storage: home.join("store"), address, server: None }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         let mut command = farmhand(&self.home);
         command.args(["serve", "--listen", &self.address, "--storage"]).arg(&self.storage);
         self.server = Some(ServerProcess::spawn(command.stderr(Stdio::null())));
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.server = None;
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.server.is_some()
     }
 }
 

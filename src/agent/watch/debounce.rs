@@ -63,6 +63,12 @@ impl Debouncer {
         self.full = self.full.min(now);
     }
 
+    /// Events were lost. Everything must be looked at, but not at once if the last look took long: events
+    /// that go on being lost must not keep us busy all the time.
+    pub fn lost(&mut self, now: Duration) {
+        self.full = self.full.min(now.max(self.rested));
+    }
+
     /// A look is due then, or before.
     pub fn look_at(&mut self, time: Duration) {
         self.set = Some(self.set.map_or(time, |set| set.min(time)));
@@ -192,6 +198,8 @@ mod tests {
         debouncer.begin(Duration::ZERO);
         debouncer.ended(Duration::ZERO, 1_000 * MS, true);
         debouncer.hint(Duration::ZERO);
+        assert_eq!(debouncer.due(), 5_000 * MS);
+        debouncer.lost(1_000 * MS);
         assert_eq!(debouncer.due(), 5_000 * MS);
         debouncer.look_at(100 * MS);
         assert_eq!(debouncer.due(), 100 * MS, "but not if somebody waits");

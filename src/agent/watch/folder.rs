@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     debounce::{Candidate, Debouncer, Rhythm, Settling},
     shared::Shared,
-    source::{Ear, Events, NoEvents},
+    source::{Ear, Events, MOUNTED, NoEvents},
     status::{FolderState, FolderStatus, UploadStatus, WatchMode},
 };
 use crate::{
@@ -27,12 +27,15 @@ use crate::{
     },
     client::Shaman,
     disk::{
-        DirectoryId, FileSystem, Fingerprint, WatchLimits, unix_ns, watches_needed, written_to,
+        DirectoryId, DiskError, Fingerprint, Mounts, WatchLimits, unix_ns, watches_needed,
+        written_to,
     },
     domain::{BlobId, RelPath},
     exec::Exec,
     meter::Progress,
-    scan::{self, Scan, ScanError, ScannedFile, Scanner, SkipReason, is_ignored},
+    scan::{
+        self, Evidence, IGNORE_FILE, Scan, ScanError, ScannedFile, Scanner, SkipReason, is_ignored,
+    },
 };
 
 /// What is hashed at most before what is known is sent.
@@ -83,10 +86,10 @@ struct Known {
     scan: Arc<Scan>,
     /// Events heard before it began.
     count: u64,
-    /// Who hears whatever makes it untrue; nobody, if not all files are in it.
+    /// The watch that reports changes of it; none, if the scan is incomplete or can change unheard.
     heard_by: Weak<Events>,
-    /// Files that can change unheard.
-    shared: Vec<RelPath>,
+    /// What everything looked like.
+    evidence: Evidence,
 }
 
 #[derive(Debug)]
@@ -118,6 +121,8 @@ pub(super) struct Folder {
     stop: Arc<AtomicBool>,
     ear: Arc<Ear>,
     events: Mutex<Option<Arc<Events>>>,
+    /// The file systems that the folder was on when it was last decided how to watch it.
+    mounts: Mutex<Mounts>,
     /// There would be events if a limit of the system were raised.
     is_limited: AtomicBool,
     marks: PathBuf,
@@ -166,6 +171,7 @@ impl Folder {
             stop,
             ear: Arc::default(),
             events: Mutex::default(),
+            mounts: Mutex::default(),
             is_limited: AtomicBool::new(false),
             marks,
             settling: Mutex::default(),
@@ -267,13 +273,14 @@ impl Folder {
         self.shared.folder_changed(&self.status());
     }
 
-    /// Begins to hear of changes, or says why it polls.
+    /// Begins to hear of changes, or says why it polls. A scan of everything must follow.
     async fn watch(&self) {
-        lock(&self.events).take();
+        self.end_events().await;
         let started = self.try_watch().await;
         self.is_limited.store(matches!(started, Err(Deaf { is_limit: true, .. })), Relaxed);
         let mode = match started {
             Ok(events) => {
+                events.forget_hints();
                 *lock(&self.events) = Some(Arc::new(events));
                 WatchMode::Events
             }
@@ -302,18 +309,41 @@ impl Folder {
         if self.options.poll {
             return Err(deaf("polling is what the configuration asks for".into()));
         }
-        let (root, marks, ear) = (self.root.clone(), self.marks.clone(), self.ear.clone());
-        let started = self.exec.blocking(move || {
-            let system = FileSystem::of(&root).map_err(|error| deaf(error.to_string()))?;
-            if system.is_remote {
-                return Err(deaf(remote(&system.name)));
-            }
-            Events::start(&root, &marks, ear).map_err(|error| Deaf {
-                reason: no_events(&error, &root),
-                is_limit: !matches!(error, NoEvents::Other(_)),
-            })
+        let root = self.root.clone();
+        // Read before the watches are added: what is mounted meanwhile makes a difference later.
+        let found = self.exec.blocking(move || {
+            let mounts = Mounts::of(&root)?;
+            let unheard = mounts.unheard();
+            Ok::<_, DiskError>((mounts, unheard))
         });
-        started.await
+        let (mounts, unheard) = found.await.map_err(|error| deaf(error.to_string()))?;
+        (*lock(&self.mounts)).clone_from(&mounts);
+        if let Some(unheard) = unheard {
+            return Err(deaf(unheard.to_string()));
+        }
+        match Events::start(&self.root, &self.marks, mounts, self.ear.clone()).await {
+            Ok(events) => Ok(events),
+            Err(error) => {
+                let root = self.root.clone();
+                let is_limit = !matches!(error, NoEvents::Other(_));
+                let reason = self.exec.blocking(move || no_events(&error, &root)).await;
+                Err(Deaf { reason, is_limit })
+            }
+        }
+    }
+
+    /// Ends the watch, if there is one, and waits until it counts no more against the limits.
+    async fn end_events(&self) {
+        let events = lock(&self.events).take();
+        self.exec.blocking(move || drop(events)).await;
+    }
+
+    /// Whether something was mounted or unmounted in the folder, or above it, since it was decided how to
+    /// watch it.
+    async fn mounts_changed(&self) -> bool {
+        let root = self.root.clone();
+        let found = self.exec.blocking(move || Mounts::of(&root)).await;
+        found.is_ok_and(|found| found != *lock(&self.mounts))
     }
 
     /// Runs until it is cancelled.
@@ -325,6 +355,8 @@ impl Folder {
         let mut last_count = 0;
         let mut pauses = self.shared.pauses();
         let mut clocks = (Instant::now(), SystemTime::now());
+        // The watch has missed something: it begins anew before the next look at everything.
+        let mut is_incomplete = false;
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -333,6 +365,9 @@ impl Folder {
             let is_gone = self.state().is_gone;
             if !is_paused && !is_gone && identity.is_some() && debouncer.due() <= now {
                 let full = debouncer.begin(now);
+                if full && std::mem::take(&mut is_incomplete) {
+                    self.watch().await;
+                }
                 self.look_again(&mut debouncer, full).await;
                 if end.is_cancelled() {
                     break;
@@ -359,11 +394,13 @@ impl Folder {
                         tracing::warn!(
                             "{}: {reason}: everything is looked at again", self.root.display()
                         );
-                        self.watch().await;
-                        debouncer.rush(self.now());
+                        is_incomplete = true;
+                        debouncer.lost(self.now());
                     } else if !heard.is_nothing() {
                         let ignored = !heard.more && heard.paths.iter().all(|path| {
-                            is_ignored(&self.root, &self.options.scan, path)
+                            // Rules decide about other files, even if they ignore their own file.
+                            !path.ends_with(IGNORE_FILE)
+                                && is_ignored(&self.root, &self.options.scan, path)
                         });
                         if ignored {
                             let mut state = self.state();
@@ -417,6 +454,13 @@ impl Folder {
                         );
                         self.watch().await;
                         debouncer.rush(self.now());
+                    } else if self.mounts_changed().await {
+                        tracing::info!(
+                            "{}: {MOUNTED}: everything is looked at again",
+                            self.root.display()
+                        );
+                        self.watch().await;
+                        debouncer.rush(self.now());
                     }
                 }
             }
@@ -424,7 +468,7 @@ impl Folder {
         if let Some(sending) = sending {
             sending.abort();
         }
-        lock(&self.events).take();
+        self.end_events().await;
         self.exec.finish().await;
     }
 
@@ -473,7 +517,9 @@ impl Folder {
                     debouncer.look_at(time);
                 }
                 if looked.is_remote && !polls() {
-                    self.poll_because(&remote("another file system"));
+                    let reason = "a link leads to another file system, where files can change \
+                                  without an event";
+                    self.poll_because(reason).await;
                 }
             }
             Err(ScanError::Stopped) => return,
@@ -495,11 +541,11 @@ impl Folder {
         self.changed();
     }
 
-    fn poll_because(&self, reason: &str) {
+    async fn poll_because(&self, reason: &str) {
         let every_s = self.options.rhythm.poll_every.as_secs();
         tracing::warn!("{}: {reason}: it is looked at every {every_s} s", self.root.display());
         self.state().watch = WatchMode::Poll { every_s, reason: reason.to_owned() };
-        lock(&self.events).take();
+        self.end_events().await;
         self.nudge.notify_one();
     }
 
@@ -547,14 +593,15 @@ impl Folder {
                     false
                 });
             }
-            let (shared, is_remote) = (std::mem::take(&mut survey.shared), survey.is_remote);
+            let (evidence, is_remote) = (std::mem::take(&mut survey.evidence), survey.is_remote);
             let scan = scanner.finish(survey)?;
-            Ok::<_, ScanError>((scan, shared, is_remote, cost, again, held, settling))
+            let evidence = evidence.was_at_rest(&scan).then_some(evidence);
+            Ok::<_, ScanError>((scan, evidence, is_remote, cost, again, held, settling))
         });
         let scanned = scanned.await;
         let mut state = self.state();
         state.is_scanning = false;
-        let (scan, shared, is_remote, cost, mut again, held, settling) = scanned?;
+        let (scan, evidence, is_remote, cost, mut again, held, settling) = scanned?;
         if !all {
             *lock(&self.settling) = settling;
             state.waiting_files = held;
@@ -566,11 +613,12 @@ impl Folder {
             let soon = self.now() + rhythm.quiet;
             again = Some(again.map_or(soon, |again| again.min(soon)));
         }
-        let is_whole = held == 0 && !is_changing && !is_remote;
+        let is_whole = held == 0 && !is_changing && !is_remote && evidence.is_some();
         let heard_by = if is_whole { heard_by } else { Weak::new() };
         let scan = Arc::new(scan);
         state.has_more = scan.files.iter().any(|file| !state.stored.contains(&file.blob()));
-        state.known = Some(Known { scan: scan.clone(), count, heard_by, shared });
+        let evidence = evidence.unwrap_or_default();
+        state.known = Some(Known { scan: scan.clone(), count, heard_by, evidence });
         Ok(Looked { scan, cost, again, is_remote })
     }
 
@@ -593,28 +641,17 @@ impl Folder {
         if !events.catch_up().await {
             return None;
         }
-        let (scan, shared) = {
+        let (scan, evidence) = {
             let state = self.state();
             let known = state.known.as_ref()?;
             let is_heard = Weak::ptr_eq(&known.heard_by, &Arc::downgrade(&events));
             if !is_heard || known.count != self.ear.count() || state.is_gone {
                 return None;
             }
-            (known.scan.clone(), known.shared.clone())
+            (known.scan.clone(), known.evidence.clone())
         };
-        let root = self.root.clone();
-        let unchanged = self.exec.blocking(move || {
-            let is_same = |path: &RelPath| {
-                let at = scan.files.binary_search_by(|file| file.path.cmp(path));
-                let found = std::fs::metadata(root.join(path.as_str()));
-                match (at, found) {
-                    (Ok(at), Ok(found)) => scan.files[at].fingerprint == Fingerprint::of(&found),
-                    _ => false,
-                }
-            };
-            shared.iter().all(is_same).then_some(scan)
-        });
-        unchanged.await
+        // Files also change by other names, which is no event here.
+        self.exec.blocking(move || evidence.holds(&scan).then_some(scan)).await
     }
 
     fn has_more_to_send(&self) -> bool {
@@ -735,10 +772,6 @@ fn candidates(survey: &scan::Survey, root: &Path) -> Vec<Candidate> {
         .collect()
 }
 
-fn remote(name: &str) -> String {
-    format!("{name} is a network disk or the like, where nobody tells of all changes")
-}
-
 /// Why changes are not heard of.
 struct Deaf {
     reason: String,
@@ -776,6 +809,71 @@ fn was_asleep(clocks: &mut (Instant, SystemTime)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A folder whose server does not answer.
+    fn folder(dir: &Path) -> Arc<Folder> {
+        let root = dir.canonicalize().unwrap().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let server = "http://127.0.0.1:9/";
+        let client = crate::client::Options { retries: 0, ..Default::default() };
+        let options = FolderOptions {
+            dir: root.clone(),
+            client: Shaman::new(server, client).unwrap(),
+            server: server.into(),
+            priority: 0,
+            scan: scan::Options::default(),
+            sync: Options::default(),
+            rhythm: Rhythm { quiet: Duration::from_millis(10), ..Rhythm::default() },
+            poll: false,
+        };
+        let shared = Arc::new(Shared::new(Arc::default()));
+        Arc::new(Folder::new(options, root, dir.join("marks"), shared).unwrap())
+    }
+
+    async fn until(mut holds: impl FnMut() -> bool) {
+        let holds = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), holds).await.expect("it never came to be");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_loss_before_a_watch_begins_asks_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        folder.ear.lose("simulated");
+        folder.watch().await;
+        assert!(lock(&folder.events).is_some());
+        assert!(folder.ear.take().is_nothing(), "it would be watched and scanned once more");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_loss_leads_to_one_watch_and_one_scan() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let end = CancellationToken::new();
+        let running = tokio::spawn(folder.clone().run(end.clone()));
+        let events = || lock(&folder.events).clone();
+        let files = || folder.state().known.as_ref().map(|known| known.scan.files.len());
+        until(|| files() == Some(0)).await;
+        let first = events().unwrap();
+        folder.ear.lose("simulated");
+        until(|| events().is_some_and(|now| !Arc::ptr_eq(&now, &first))).await;
+        let second = events().unwrap();
+        // Whatever else the loss had led to would be done before this is seen.
+        for number in 1..4 {
+            std::fs::write(folder.root.join(number.to_string()), "x").unwrap();
+            until(|| files() == Some(number)).await;
+        }
+        assert!(Arc::ptr_eq(&events().unwrap(), &second), "it was watched once more");
+        assert!(second.catch_up().await);
+        end.cancel();
+        running.await.unwrap();
+    }
 
     #[test]
     fn pauses_grow_to_a_minute() {

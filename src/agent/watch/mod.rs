@@ -2,6 +2,10 @@
 
 mod debounce;
 mod folder;
+#[cfg(target_os = "linux")]
+mod inotify;
+#[cfg(not(target_os = "linux"))]
+mod native;
 mod shared;
 mod source;
 mod status;

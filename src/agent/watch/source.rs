@@ -1,29 +1,35 @@
 //! What the system tells of changes in a folder: hints, and that some were lost. A thin shell around
-//! `notify`.
+//! inotify, and around `notify` on other systems.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use notify::{
-    Config, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-};
 use tokio::sync::{Notify, watch};
 
-use crate::disk::DirectoryId;
+#[cfg(target_os = "linux")]
+use super::inotify::Watcher;
+#[cfg(not(target_os = "linux"))]
+use super::native::Watcher;
+use crate::disk::{DirectoryId, Mounts};
 
 /// More paths than this are not told apart: then it is "much".
 const MAX_PATHS: usize = 256;
 
 /// How long an event may be on its way before nothing is concluded from events.
 const EVENT_DELAY: Duration = Duration::from_secs(3);
+
+/// How often watches are added again if events were lost meanwhile.
+const MAX_PASSES: usize = 3;
+
+/// Why everything is looked at after a change of the mount table.
+pub(super) const MOUNTED: &str = "a disk was mounted or unmounted";
 
 /// What has been heard since it was last asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,12 +55,20 @@ impl Heard {
 pub(super) struct Ear {
     heard: Mutex<Heard>,
     count: AtomicU64,
+    /// How often events were lost. Changes only while `heard` is locked.
+    losses: AtomicU64,
+    /// How many events the system has delivered, those of marks and of no consequence included.
+    received: AtomicU64,
     pub wake: Notify,
     /// The number of the last mark that has come back.
     mark: watch::Sender<u64>,
 }
 
 impl Ear {
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How many events there were so far.
     pub fn count(&self) -> u64 {
         self.count.load(Relaxed)
@@ -62,14 +76,31 @@ impl Ear {
 
     /// What was heard, once.
     pub fn take(&self) -> Heard {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.heard();
         let count = self.count();
         Heard { count, ..std::mem::take(&mut *heard) }
     }
 
     /// Something has changed, it is not known what.
     pub fn lose(&self, reason: impl Into<String>) {
-        self.note(|heard| heard.lost = Some(reason.into()));
+        self.note(|heard| {
+            self.losses.fetch_add(1, Relaxed);
+            heard.lost = Some(reason.into());
+        });
+    }
+
+    /// How often events were lost so far.
+    fn losses(&self) -> u64 {
+        self.losses.load(Relaxed)
+    }
+
+    /// Forgets what was heard, for a scan of everything that is about to begin; unless events were lost
+    /// since there were this many losses.
+    fn forget(&self, losses: u64) {
+        let mut heard = self.heard();
+        if self.losses() == losses {
+            *heard = Heard::default();
+        }
     }
 
     /// Something in the folder may not be what it was taken for.
@@ -78,47 +109,37 @@ impl Ear {
     }
 
     fn note(&self, change: impl FnOnce(&mut Heard)) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.heard();
         self.count.fetch_add(1, Relaxed);
         change(&mut heard);
         drop(heard);
         self.wake.notify_one();
     }
 
-    /// Takes one event. Called by the thread that reads them: it must not wait for anything.
-    fn hear(&self, event: notify::Result<Event>, marks: &Path) {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => return self.lose(error.to_string()),
-        };
-        // It has no paths.
-        if event.need_rescan() {
-            return self.lose("the system had more events than it keeps");
+    /// Something happened at this path. Called by the thread that reads events, which must not wait.
+    pub fn note_path(&self, path: PathBuf) {
+        self.note(|heard| match heard.paths.len() {
+            _ if heard.paths.last() == Some(&path) => {}
+            MAX_PATHS.. => heard.more = true,
+            _ => heard.paths.push(path),
+        });
+    }
+
+    /// Something happened in the directory of marks.
+    pub fn mark(&self, path: &Path) {
+        let number = path.file_name().and_then(|name| name.to_str());
+        if let Some(number) = number.and_then(|number| number.parse().ok()) {
+            self.mark.send_if_modified(|last| {
+                let is_new = *last < number;
+                *last = number.max(*last);
+                is_new
+            });
         }
-        // On Linux, our own reading is among these.
-        if let EventKind::Access(kind) = event.kind
-            && kind != AccessKind::Close(AccessMode::Write)
-        {
-            return;
-        }
-        for path in event.paths {
-            if !path.starts_with(marks) {
-                self.note(|heard| match heard.paths.len() {
-                    _ if heard.paths.last() == Some(&path) => {}
-                    MAX_PATHS.. => heard.more = true,
-                    _ => heard.paths.push(path),
-                });
-                continue;
-            }
-            let number = path.file_name().and_then(|name| name.to_str());
-            if let Some(number) = number.and_then(|number| number.parse().ok()) {
-                self.mark.send_if_modified(|last| {
-                    let is_new = *last < number;
-                    *last = number.max(*last);
-                    is_new
-                });
-            }
-        }
+    }
+
+    /// The system has delivered an event.
+    pub fn receive(&self) {
+        self.received.fetch_add(1, Relaxed);
     }
 }
 
@@ -136,86 +157,139 @@ pub(super) enum NoEvents {
     Other(String),
 }
 
-impl From<notify::Error> for NoEvents {
-    fn from(error: notify::Error) -> Self {
-        // inotify_add_watch(2) says ENOSPC, inotify_init(2) EMFILE.
-        match &error.kind {
-            notify::ErrorKind::MaxFilesWatch => Self::Watches,
-            notify::ErrorKind::Io(source)
-                if cfg!(target_os = "linux") && source.raw_os_error() == Some(24) =>
-            {
-                Self::Watchers
-            }
-            _ => Self::Other(error.to_string()),
-        }
-    }
-}
-
-/// A watch of one folder and all below. Dropped, it ends.
+/// A watch of one folder and all below. Dropped, it ends, which may take a while.
 #[derive(Debug)]
 pub(super) struct Events {
-    watcher: Mutex<RecommendedWatcher>,
+    watcher: Arc<Watcher>,
     root: PathBuf,
     /// What is watched is this directory, whatever becomes of its name.
     identity: DirectoryId,
+    /// The file systems that are watched. A watch does not follow into one that is mounted later.
+    mounts: Mounts,
     ear: Arc<Ear>,
-    /// A directory of our own, watched by the same watcher. Events come in the order in which things
-    /// happened, so what is made here comes back after all that happened before.
-    marks: PathBuf,
+    /// Losses before the watch was complete.
+    losses: u64,
+    marks: Arc<Marks>,
+}
+
+/// A directory of our own, watched by the same watcher. Events come in the order in which things
+/// happened, so what is made here comes back after all that happened before.
+#[derive(Debug)]
+struct Marks {
+    dir: PathBuf,
     next: AtomicU64,
+    ear: Arc<Ear>,
 }
 
 impl Events {
     /// Begins to watch a folder, whose path has no links in it. Takes its time: one call for each
-    /// directory.
-    pub fn start(root: &Path, marks: &Path, ear: Arc<Ear>) -> Result<Self, NoEvents> {
+    /// directory. `mounts` are those of the folder, read just before.
+    pub async fn start(
+        root: &Path,
+        marks: &Path,
+        mounts: Mounts,
+        ear: Arc<Ear>,
+    ) -> Result<Self, NoEvents> {
+        let (root, marks) = (root.to_owned(), marks.to_owned());
         let other = |error: io::Error| NoEvents::Other(error.to_string());
-        fs::create_dir_all(marks).map_err(other)?;
-        let marks = marks.canonicalize().map_err(other)?;
-        let config = Config::default().with_follow_symlinks(false);
-        let hear = {
-            let (ear, marks) = (ear.clone(), marks.clone());
-            move |event| ear.hear(event, &marks)
+        let identify = |root: &Path| match DirectoryId::of(root) {
+            Ok((identity, _)) => Ok(identity),
+            Err(error) => Err(NoEvents::Other(error.to_string())),
         };
-        let identify = || DirectoryId::of(root).map_err(|error| NoEvents::Other(error.to_string()));
-        let (identity, _) = identify()?;
-        let mut watcher = RecommendedWatcher::new(hear, config)?;
-        watcher.watch(&marks, RecursiveMode::NonRecursive)?;
-        watcher.watch(root, RecursiveMode::Recursive)?;
-        if identify()?.0 != identity {
+        let begun = blocking({
+            let ear = ear.clone();
+            move || {
+                fs::create_dir_all(&marks).map_err(other)?;
+                let marks = marks.canonicalize().map_err(other)?;
+                let identity = identify(&root)?;
+                let watcher = Arc::new(Watcher::new(&root, &marks, &mounts, ear.clone())?);
+                let next = AtomicU64::new(*ear.mark.borrow());
+                let marks = Arc::new(Marks { dir: marks, next, ear: ear.clone() });
+                let losses = ear.losses();
+                Ok(Self { watcher, root, identity, mounts, ear, losses, marks })
+            }
+        });
+        let mut this = begun.await?;
+        let pass = || {
+            let (watcher, marks) = (this.watcher.clone(), this.marks.clone());
+            async move {
+                blocking(move || watcher.watch_all()).await?;
+                // A loss is known once the events up to it have been read.
+                marks.barrier().await;
+                Ok(())
+            }
+        };
+        this.losses = until_complete(&ear, pass).await?;
+        if identify(&this.root)? != this.identity {
             return Err(NoEvents::Other("it has just become another directory".into()));
         }
-        let next = AtomicU64::new(*ear.mark.borrow());
-        let (watcher, root) = (Mutex::new(watcher), root.to_owned());
-        Ok(Self { watcher, root, identity, ear, marks, next })
+        Ok(this)
+    }
+
+    /// Everything is about to be scanned: what was heard until now is of no consequence.
+    pub fn forget_hints(&self) {
+        self.ear.forget(self.losses);
     }
 
     /// Returns when all is heard that happened before this was called, and directories that were made
-    /// before are watched; `false` if that cannot be known, or the folder is another directory than
-    /// the one that is watched.
+    /// before are watched; `false` if that cannot be known, if events were lost, or if the folder is not
+    /// the directory, or not on the file systems, that is watched.
     pub async fn catch_up(self: &Arc<Self>) -> bool {
         // Elsewhere, events are not in order, or are held back.
-        if !cfg!(target_os = "linux") {
+        if !cfg!(target_os = "linux") || !self.marks.barrier().await {
             return false;
         }
+        let this = self.clone();
+        let is_same = blocking(move || {
+            let is_mounted = Mounts::of(&this.root).is_ok_and(|mounts| mounts == this.mounts);
+            if !is_mounted {
+                this.ear.lose(MOUNTED);
+            }
+            let found = DirectoryId::of(&this.root);
+            Ok(is_mounted && found.is_ok_and(|(found, _)| found == this.identity))
+        });
+        is_same.await.unwrap_or(false) && self.ear.losses() == self.losses
+    }
+}
+
+impl Marks {
+    /// Waits until the events of all that happened before have been read; `false` if that takes too long.
+    async fn barrier(&self) -> bool {
         let number = 1 + self.next.fetch_add(1, Relaxed);
         let mut mark = self.ear.mark.subscribe();
-        let path = self.marks.join(number.to_string());
+        let path = self.dir.join(number.to_string());
         let made = fs::write(&path, "");
         let came = async { mark.wait_for(|last| *last >= number).await.is_ok() };
         let came = made.is_ok() && tokio::time::timeout(EVENT_DELAY, came).await == Ok(true);
         // A mark that stays costs nothing.
         let _ = fs::remove_file(&path);
-        let this = self.clone();
-        // Its thread does this between two rounds of events; at the end of a round it watches the
-        // directories that were made.
-        let again = tokio::task::spawn_blocking(move || {
-            let mut watcher = this.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-            let watched = watcher.watch(&this.marks, RecursiveMode::NonRecursive).is_ok();
-            watched && DirectoryId::of(&this.root).is_ok_and(|(found, _)| found == this.identity)
-        });
-        came && again.await.unwrap_or(false)
+        came
     }
+}
+
+/// Adds watches until no events were lost meanwhile: a directory that was made unheard is not watched.
+/// Returns the number of losses before the last pass.
+async fn until_complete<F: Future<Output = Result<(), NoEvents>>>(
+    ear: &Ear,
+    mut pass: impl FnMut() -> F,
+) -> Result<u64, NoEvents> {
+    let mut losses = ear.losses();
+    for _ in 0..MAX_PASSES {
+        losses = ear.losses();
+        pass().await?;
+        if ear.losses() == losses {
+            break;
+        }
+    }
+    Ok(losses)
+}
+
+/// Runs work that waits for the disk on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NoEvents> + Send + 'static,
+) -> Result<T, NoEvents> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(NoEvents::Other(format!("BUG: {error}"))))
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -231,18 +305,24 @@ mod tests {
         events: Arc<Events>,
     }
 
-    fn watched() -> Watched {
+    async fn watched() -> Watched {
+        watched_with(|_| {}).await
+    }
+
+    async fn watched_with(prepare: impl FnOnce(&Path)) -> Watched {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap().join("root");
         fs::create_dir(&root).unwrap();
+        prepare(&root);
         let ear = Arc::new(Ear::default());
-        let events = Events::start(&root, &dir.path().join("marks"), ear.clone()).unwrap();
-        Watched { dir, root, ear, events: Arc::new(events) }
+        let mounts = Mounts::of(&root).unwrap();
+        let events = Events::start(&root, &dir.path().join("marks"), mounts, ear.clone()).await;
+        Watched { dir, root, ear, events: Arc::new(events.unwrap()) }
     }
 
     #[tokio::test]
     async fn what_happened_before_is_heard_after_catching_up() {
-        let Watched { dir: _dir, root, ear, events } = watched();
+        let Watched { dir: _dir, root, ear, events } = watched().await;
         assert!(events.catch_up().await);
         assert!(ear.take().is_nothing());
         for round in 0..10 {
@@ -268,7 +348,7 @@ mod tests {
 
     #[tokio::test]
     async fn directories_that_were_made_are_watched_after_catching_up() {
-        let Watched { dir: _dir, root, ear, events } = watched();
+        let Watched { dir: _dir, root, ear, events } = watched().await;
         for round in 0..50 {
             let dirs = (0..100).map(|dir| root.join(format!("a{round}/b{dir}")));
             let dirs: Vec<_> = dirs.inspect(|dir| fs::create_dir_all(dir).unwrap()).collect();
@@ -285,7 +365,7 @@ mod tests {
 
     #[tokio::test]
     async fn our_own_reading_is_not_heard() {
-        let Watched { dir: _dir, root, ear, events } = watched();
+        let Watched { dir: _dir, root, ear, events } = watched().await;
         fs::write(root.join("file"), "x").unwrap();
         events.catch_up().await;
         ear.take();
@@ -297,7 +377,7 @@ mod tests {
 
     #[tokio::test]
     async fn lost_events_are_noticed() {
-        let Watched { dir: _dir, root, ear, events } = watched();
+        let Watched { dir: _dir, root, ear, events } = watched().await;
         let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
             .unwrap()
             .trim()
@@ -317,6 +397,105 @@ mod tests {
             heard = ear.take();
         }
         assert!(heard.lost.unwrap().contains("more events"));
-        assert!(events.catch_up().await, "it goes on");
+        // A directory may have been made unheard, and is not watched then.
+        assert!(!events.catch_up().await);
+    }
+
+    /// Otherwise they overflow the queue of a large folder, which leads to the next scan, and so on.
+    #[tokio::test]
+    async fn watching_and_scanning_cause_no_events() {
+        const DIRECTORIES: usize = 500;
+        let Watched { dir: _dir, root, ear, events } = watched_with(|root| {
+            for number in 0..DIRECTORIES {
+                let dir = root.join(format!("{}/{number}", number % 20));
+                fs::create_dir_all(&dir).unwrap();
+                fs::write(dir.join("file"), "x").unwrap();
+            }
+        })
+        .await;
+        let files = walkdir::WalkDir::new(&root).into_iter().map(Result::unwrap);
+        let files = files.filter(|entry| entry.file_type().is_file());
+        assert_eq!(
+            files.map(|file| fs::read(file.path()).unwrap().len()).sum::<usize>(),
+            DIRECTORIES
+        );
+        assert!(events.catch_up().await);
+        let marks = events.marks.next.load(Relaxed);
+        assert_eq!((ear.received.load(Relaxed), ear.count()), (marks, 0));
+    }
+
+    #[tokio::test]
+    async fn a_loss_repeats_the_adding_of_watches() {
+        // (losses of each pass, passes that are made)
+        for (losses, passes) in [(vec![0], 1), (vec![1, 0], 2), (vec![2, 1, 0], 3), (vec![1; 3], 3)]
+        {
+            let ear = Ear::default();
+            let mut made = 0;
+            let complete = until_complete(&ear, || {
+                (0..losses[made]).for_each(|_| ear.lose("simulated"));
+                made += 1;
+                std::future::ready(Ok(()))
+            });
+            let complete = complete.await.unwrap();
+            assert_eq!(made, passes, "{losses:?}");
+            let is_complete = losses.last() == Some(&0);
+            assert_eq!(complete == ear.losses(), is_complete, "{losses:?}");
+            // The scan that follows sees everything, unless a loss came after the last pass began.
+            ear.forget(complete);
+            assert_eq!(ear.take().lost.is_none(), is_complete, "{losses:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_lost_events_proves_nothing() {
+        let Watched { dir: _dir, root: _, ear, events } = watched().await;
+        assert!(events.catch_up().await);
+        ear.lose("simulated");
+        assert!(!events.catch_up().await);
+    }
+
+    #[tokio::test]
+    async fn other_mounts_prove_nothing() {
+        let Watched { dir, root, ear, events } = watched().await;
+        let other = Mounts::parse(b"1 1 0:1 / / rw - ext4 /dev/x rw", &root);
+        let marks = dir.path().join("other marks");
+        let other = Events::start(&root, &marks, other, Arc::default()).await.unwrap();
+        assert!(events.catch_up().await && ear.take().is_nothing());
+        let other = Arc::new(other);
+        assert!(!other.catch_up().await);
+        assert!(other.ear.take().lost.unwrap().contains("mounted"));
+    }
+
+    #[tokio::test]
+    async fn moved_directories_are_heard() {
+        let Watched { dir: _dir, root, ear, events } = watched_with(|root| {
+            fs::create_dir_all(root.join("a/b/c")).unwrap();
+        })
+        .await;
+        let hears = async |path: PathBuf| {
+            ear.take();
+            fs::write(&path, "x").unwrap();
+            assert!(events.catch_up().await);
+            assert!(ear.take().paths.contains(&path), "{}", path.display());
+        };
+        fs::rename(root.join("a"), root.join("z")).unwrap();
+        assert!(events.catch_up().await);
+        hears(root.join("z/b/c/file")).await;
+        // Another one in its place.
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        assert!(events.catch_up().await);
+        hears(root.join("a/b/file")).await;
+        hears(root.join("z/b/other")).await;
+        // Moved out and back: what happens to it outside is of no concern.
+        let outside = root.parent().unwrap().join("outside");
+        fs::rename(root.join("z"), &outside).unwrap();
+        assert!(events.catch_up().await);
+        ear.take();
+        fs::write(outside.join("b/file"), "x").unwrap();
+        assert!(events.catch_up().await);
+        assert!(ear.take().is_nothing());
+        fs::rename(&outside, root.join("y")).unwrap();
+        assert!(events.catch_up().await);
+        hears(root.join("y/b/c/last")).await;
     }
 }

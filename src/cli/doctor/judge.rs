@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::exit::{NO_STORE_ON_WINDOWS, next_step, with_causes};
 use crate::{
     client::{ClientError, Clocks, Exposure, Probe},
-    disk::{FileSystem, Space, WatchLimits},
+    disk::{FileSystem, Space, Unheard, WatchLimits},
     domain::OsFamily,
     scan::{CacheHealth, CacheState},
     server::{CheckoutPaths, Comparison},
@@ -321,7 +321,9 @@ pub(super) enum Look {
         system: Option<FileSystem>,
         /// The settings say that it is to be polled.
         polls: bool,
-        /// How many directories it has, with those in it, if somebody can watch them.
+        /// Where changes cause no event.
+        unheard: Option<Unheard>,
+        /// How many directories it has, with those in it, if they can be watched.
         directories: Option<u64>,
     },
 }
@@ -362,16 +364,16 @@ pub(super) fn folder(facts: &FolderFacts) -> Check {
             format!("{dir} can be read, but its file system does not answer"),
             "check the disk: it is treated like a network disk, and trusted least",
         ),
-        Look::Folder { system: Some(system), polls, directories } => {
-            let changes = match (system.is_remote, directories) {
-                (true, _) => "changes are found by polling, as others may make them".into(),
-                (false, _) if *polls => "changes are found by polling (watch.mode)".into(),
-                (false, Some(MANY_DIRECTORIES..)) => {
+        Look::Folder { system: Some(system), polls, unheard, directories } => {
+            let changes = match (unheard, directories) {
+                (Some(unheard), _) => format!("changes are found by polling: {unheard}"),
+                (None, _) if *polls => "changes are found by polling (watch.mode)".into(),
+                (None, Some(MANY_DIRECTORIES..)) => {
                     format!("changes are heard of, in {MANY_DIRECTORIES} directories or more")
                 }
-                (false, Some(1)) => "changes are heard of, in one directory".into(),
-                (false, Some(count)) => format!("changes are heard of, in {count} directories"),
-                (false, None) => "changes are heard of".into(),
+                (None, Some(1)) => "changes are heard of, in one directory".into(),
+                (None, Some(count)) => format!("changes are heard of, in {count} directories"),
+                (None, None) => "changes are heard of".into(),
             };
             let inodes = match system.has_stable_inodes {
                 true => "files are known again under other names",
@@ -401,6 +403,9 @@ pub(super) fn watch_limits(limits: &WatchLimits, folders: &[FolderFacts]) -> Che
     }
     if watchers > max_user_instances / 2 {
         return Check::warn(NAME, found, limits.more_watchers(watchers));
+    }
+    if limits.has_short_queue(needed) {
+        return Check::warn(NAME, found, limits.longer_queue());
     }
     Check::ok(NAME, found)
 }
@@ -649,16 +654,19 @@ mod tests {
 
     fn watched(directories: u64) -> FolderFacts {
         let system = Some(system(false, true));
-        folder_of(Look::Folder { system, polls: false, directories: Some(directories) })
+        let directories = Some(directories);
+        folder_of(Look::Folder { system, polls: false, unheard: None, directories })
     }
 
     #[test]
     fn a_folder_is_judged_by_what_it_is_and_what_its_disk_allows() {
         let on = |is_remote, stable, polls, directories| {
             let system = Some(system(is_remote, stable));
-            folder_of(Look::Folder { system, polls, directories })
+            let unheard =
+                is_remote.then(|| Unheard { point: "/p/net".into(), file_system: "nfs".into() });
+            folder_of(Look::Folder { system, polls, unheard, directories })
         };
-        let broken = Look::Folder { system: None, polls: false, directories: None };
+        let broken = Look::Folder { system: None, polls: false, unheard: None, directories: None };
         let configured = FolderFacts { named: false, ..folder_of(Look::Missing) };
         for (facts, state, says) in [
             (folder_of(Look::Missing), Fail, "/p does not exist"),
@@ -671,7 +679,7 @@ mod tests {
             (on(false, true, false, Some(MANY_DIRECTORIES)), Fine, "directories or more"),
             (on(false, true, true, None), Fine, "polling (watch.mode)"),
             (on(false, false, false, None), Fine, "inode numbers are made up"),
-            (on(true, true, false, None), Fine, "found by polling, as others"),
+            (on(true, true, false, None), Fine, "found by polling: /p/net is on nfs"),
         ] {
             is(&folder(&facts), state, &[says]);
         }
@@ -680,7 +688,7 @@ mod tests {
     #[test]
     fn limits_are_held_against_what_all_folders_need_together() {
         let limits =
-            WatchLimits { max_user_watches: 8192, max_user_instances: 8, max_queued_events: 9 };
+            WatchLimits { max_user_watches: 8192, max_user_instances: 8, max_queued_events: 4096 };
         let advice = "sudo sysctl fs.inotify.max_user_watches=524288";
         is(&watch_limits(&limits, &[]), Fine, &["8192 directories"]);
         is(&watch_limits(&limits, &[watched(4096)]), Fine, &["4096 directories and 1 watchers"]);
@@ -688,9 +696,17 @@ mod tests {
         let polled = folder_of(Look::Folder {
             system: Some(system(true, true)),
             polls: false,
+            unheard: None,
             directories: None,
         });
         is(&watch_limits(&limits, &[watched(4096), polled]), Fine, &[]);
+        // The queue that Linux has by default is long enough for any folder.
+        let many = WatchLimits { max_user_watches: 1 << 20, max_queued_events: 16_384, ..limits };
+        is(&watch_limits(&many, &[watched(125_000)]), Fine, &["16384 events"]);
+        let short = WatchLimits { max_queued_events: 4096, ..many };
+        let advice = "sudo sysctl fs.inotify.max_queued_events=16384";
+        is(&watch_limits(&short, &[watched(4096)]), Fine, &["4096 events"]);
+        is(&watch_limits(&short, &[watched(4097)]), Warn, &[advice]);
         let many: Vec<_> = (0..5).map(|_| watched(1)).collect();
         is(&watch_limits(&limits, &many[..4]), Fine, &[]);
         is(&watch_limits(&limits, &many), Warn, &["fs.inotify.max_user_instances=1024"]);

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     agent::real,
     client::{self, Shaman},
-    disk::{FileSystem, Space, WatchLimits, nearest_existing, try_writing, watches_needed},
+    disk::{FileSystem, Mounts, Space, WatchLimits, nearest_existing, try_writing, watches_needed},
     domain::OsFamily,
     exec::Exec,
     scan::HashCache,
@@ -265,11 +265,13 @@ fn look(dir: &Path, polls: bool) -> Look {
         return Look::Unreadable(error.to_string());
     }
     let system = FileSystem::of(dir).ok();
-    let is_heard = !polls && system.as_ref().is_some_and(|system| !system.is_remote);
+    let mounts = Mounts::of(&real(dir)).ok();
+    let unheard = mounts.as_ref().and_then(Mounts::unheard);
+    let is_heard = !polls && system.is_some() && mounts.is_some() && unheard.is_none();
     // Only Linux watches each directory by itself.
     let counts = is_heard && cfg!(target_os = "linux");
     let directories = counts.then(|| watches_needed(dir, MANY_DIRECTORIES));
-    Look::Folder { system, polls, directories }
+    Look::Folder { system, polls, unheard, directories }
 }
 
 /// How many files this process may have open, if there is an end to that; `None` where it cannot be asked.
