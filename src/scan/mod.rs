@@ -7,6 +7,7 @@ mod hash;
 mod ignore;
 mod plan;
 mod readers;
+mod settle;
 mod survey;
 mod walk;
 

@@ -9,6 +9,7 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::SystemTime,
 };
 
 use rayon::prelude::*;
@@ -17,9 +18,10 @@ use serde::{Serialize, Serializer};
 use super::{
     HashError, Options,
     ignore::{IGNORE_FILE, IgnoreRule, Rules},
+    settle::{Again, Listed},
 };
 use crate::{
-    disk::Fingerprint,
+    disk::{Fingerprint, unix_ns},
     domain::{PathError, RelPath},
     meter::Progress,
 };
@@ -186,11 +188,13 @@ pub(super) fn walk(
         return Err(WalkError::NotAFile { path: path.to_owned(), what: kind(&metadata) });
     }
     fs::read_dir(&absolute).map_err(unreadable)?;
-    let walk = Walk { progress, stop, note_ignored, found: Mutex::default() };
+    let walk =
+        Walk { progress, stop, note_ignored, found: Mutex::default(), again: Mutex::default() };
     let rules = Rules::new(&absolute, options.default_ignores, &options.ignores);
     pool.scope(|scope| walk.dir(scope, absolute.clone(), None, rules));
+    walk.settle(pool);
     let found = walk.found.into_inner().expect("BUG: no one panics with this lock");
-    let FoundAll { mut files, skipped, mut ignored, seen } = found;
+    let FoundAll { mut files, skipped, mut ignored, seen, .. } = found;
     pool.install(|| files.par_sort_unstable_by(|a, b| a.path.cmp(&b.path)));
     ignored.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(Walked { root: absolute, files, skipped, ignored, seen, is_whole_root: true })
@@ -216,19 +220,22 @@ fn walk_file(path: &Path, absolute: &Path, metadata: &Metadata) -> Result<Walked
     })
 }
 
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     progress: &'a Progress,
-    stop: &'a AtomicBool,
+    pub stop: &'a AtomicBool,
     note_ignored: bool,
-    found: Mutex<FoundAll>,
+    pub found: Mutex<FoundAll>,
+    /// The directories that are listed again, and not their subdirectories.
+    pub again: Mutex<Option<Again>>,
 }
 
 #[derive(Default)]
-struct FoundAll {
-    files: Vec<Found>,
-    skipped: Vec<Skipped>,
-    ignored: Vec<Ignored>,
-    seen: Vec<(Box<str>, Fingerprint)>,
+pub(super) struct FoundAll {
+    pub files: Vec<Found>,
+    pub skipped: Vec<Skipped>,
+    pub ignored: Vec<Ignored>,
+    pub seen: Vec<(Box<str>, Fingerprint)>,
+    pub listed: Vec<Listed>,
 }
 
 /// What a name in a directory turns out to be.
@@ -240,7 +247,7 @@ enum Item {
 
 impl<'a> Walk<'a> {
     /// Looks at what is in a directory, whose path below the root is `prefix`; its directories go on in parallel.
-    fn dir<'s>(
+    pub fn dir<'s>(
         &'s self,
         scope: &rayon::Scope<'s>,
         dir: PathBuf,
@@ -252,6 +259,7 @@ impl<'a> Walk<'a> {
         if self.stop.load(Relaxed) {
             return;
         }
+        let listed_ns = unix_ns(SystemTime::now());
         // Looked at before it is listed, so that a later change of its names is seen.
         let listed = fs::metadata(&dir).and_then(|found| {
             let entries = fs::read_dir(&dir)?.collect::<io::Result<Vec<_>>>()?;
@@ -273,6 +281,13 @@ impl<'a> Walk<'a> {
             let found = fs::metadata(dir.join(IGNORE_FILE));
             seen.extend(found.map(|found| (path, Fingerprint::of(&found))));
         }
+        let listed = Listed {
+            dir: dir.clone(),
+            prefix: prefix.clone(),
+            rules: rules.clone(),
+            own,
+            listed_ns,
+        };
         let rules = if own_rules { rules.enter(&dir) } else { rules };
         let look = |entry: &fs::DirEntry| look(entry, prefix.as_deref(), &rules, self.note_ignored);
         // A round trip each on a network disk.
@@ -282,6 +297,9 @@ impl<'a> Walk<'a> {
             match item {
                 Ok(Item::File(found)) => files.push(found),
                 Ok(Item::Dir { name, prefix }) => {
+                    if self.is_listed(&prefix) {
+                        continue;
+                    }
                     let (dir, rules) = (dir.join(name), rules.clone());
                     scope.spawn(move |scope| self.dir(scope, dir, Some(prefix), rules));
                 }
@@ -295,6 +313,7 @@ impl<'a> Walk<'a> {
         found.skipped.append(&mut skipped);
         found.ignored.append(&mut ignored);
         found.seen.append(&mut seen);
+        found.listed.push(listed);
     }
 
     fn skip(&self, skipped: Skipped) {
