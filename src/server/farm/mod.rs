@@ -18,7 +18,7 @@ use jiff::{Timestamp, Unit};
 use tokio::sync::Notify;
 
 use crate::{
-    jobs::{Job, Platform},
+    jobs::{Job, JobStatus, Platform},
     ledger::{Ledger, LedgerError},
     store::Store,
 };
@@ -30,6 +30,10 @@ pub(super) use routes::{is_ours, routes};
 pub use types::{BadFile, JobTypes};
 pub use variables::{Audience, Variable};
 use variables::{Meaning, Meanings, expand, meanings};
+
+/// Why jobs wait for ever, and what to do about it.
+const NO_COMMAND: &str = "no command is configured to run jobs: set jobs.hook in the server's configuration, or start \
+                          the server with --hook PROGRAM";
 
 /// How jobs are served.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +97,9 @@ impl Farm {
     /// If they cannot be read.
     pub fn open(store: &Store, options: Options) -> Result<Arc<Self>, LedgerError> {
         let ledger = Ledger::open(&store.state_dir())?;
+        if options.hook.is_none() {
+            tracing::warn!("{NO_COMMAND}; until then, jobs that are submitted here wait");
+        }
         #[cfg(target_os = "linux")]
         orphans::end(ledger.interrupted());
         Ok(Arc::new(Self {
@@ -120,6 +127,19 @@ impl Farm {
     fn location(&self, platform: Platform) -> String {
         let here = || self.storage.to_string_lossy().into_owned();
         self.options.locations.get(platform.name()).cloned().unwrap_or_else(here)
+    }
+
+    /// A job as clients see it: one that waits for a command says so where none is configured.
+    fn shown_job(&self, mut job: Job) -> Job {
+        if self.options.hook.is_none()
+            && matches!(job.status, JobStatus::Queued | JobStatus::Paused)
+        {
+            job.activity = match job.activity.as_str() {
+                "" => NO_COMMAND.into(),
+                activity => format!("{activity}; {NO_COMMAND}"),
+            };
+        }
+        job
     }
 
     fn meanings(&self, audience: Audience, platform: Platform) -> Meanings {
