@@ -1,11 +1,13 @@
 //! The command line: one file per command, and what they share.
 
+mod apart;
 mod cache;
 mod checkout;
 mod completions;
 mod config;
 mod conformance;
 mod doctor;
+mod environment;
 mod exit;
 mod fetch;
 #[cfg(test)]

@@ -7,7 +7,10 @@ use std::{
     process::Stdio,
 };
 
-use super::exit::{Exit, Failure};
+use super::{
+    apart::lexical,
+    exit::{Exit, Failure},
+};
 use crate::domain::RelPath;
 
 /// How many paths an error names.
@@ -123,14 +126,7 @@ pub(super) fn named(paths: &[PathBuf]) -> String {
 
 /// A path below a folder, either as it is written or as it really is; `..` in it is followed by its text.
 pub(super) fn relative(path: &Path, root: &Path, real_root: &Path) -> Option<PathBuf> {
-    let mut plain = PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::ParentDir => drop(plain.pop()),
-            std::path::Component::CurDir => {}
-            part => plain.push(part),
-        }
-    }
+    let plain = lexical(path);
     let below = |path: &Path| {
         let below = path.strip_prefix(root).or_else(|_| path.strip_prefix(real_root)).ok()?;
         (!below.as_os_str().is_empty()).then(|| below.to_owned())

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Look whether all is well, and say what to do where it is not
 ///
-/// Looks at the configuration, the server (or the embedded store), the folders and what watching them
+/// Looks at the configuration, the server (or the store), the folders and what watching them
 /// takes, the hash cache, and the limits of this machine. Nothing is changed, but for files
 /// that are made and removed at once where something is to be written. Without folders, those of the
 /// configuration (watch.folders) are looked at. Exit code 1 if something does not work; warnings are
@@ -122,10 +122,14 @@ async fn examine(
     if settings.server().is_none() {
         let homeless = folders.iter().find(|folder| !folder.named && folder.server.is_none());
         report.add(homeless.map(|folder| judge::no_server(&folder.dir)))?;
-        let (dir, chosen) = settings.storage()?;
-        let options = settings.store_options();
-        let facts = blocking(move || store_facts(dir, chosen, options)).await?;
-        report.add(judge::store(&facts))?;
+        match settings.values.storage.clone() {
+            Some(dir) => {
+                let options = settings.store_options();
+                let facts = blocking(move || store_facts(dir, options)).await?;
+                report.add(judge::store(&facts))?;
+            }
+            None => report.add([judge::no_target()])?,
+        }
     }
 
     let polls = settings.values.watch.mode == WatchHow::Poll;
@@ -190,12 +194,20 @@ async fn server(settings: &Settings, url: &str) -> Vec<Check> {
         Ok(Shaman::new(url, options)?)
     });
     match client {
-        Ok(client) => judge::server(&hide_tokens(url), &client.probe().await, client.exposure()),
+        Ok(client) => {
+            let (url, probe) = (hide_tokens(url), client.probe().await);
+            let mut checks = judge::server(&url, &probe, client.exposure());
+            if probe.answer.is_ok() {
+                let status = client.farm_status().await;
+                checks.extend(status.map(|status| judge::jobs(&url, status)));
+            }
+            checks
+        }
         Err(failure) => vec![judge::no_client(failure.message())],
     }
 }
 
-fn store_facts(dir: PathBuf, chosen: bool, options: store::Options) -> StoreFacts {
+fn store_facts(dir: PathBuf, options: store::Options) -> StoreFacts {
     let exists = dir.exists();
     let there = nearest_existing(&dir).unwrap_or_else(|| dir.clone());
     let space = Space::of(&there).ok().flatten();
@@ -207,7 +219,6 @@ fn store_facts(dir: PathBuf, chosen: bool, options: store::Options) -> StoreFact
     };
     let name = format!("{:?}", options.link_mode).to_lowercase();
     StoreFacts {
-        chosen,
         exists,
         is_dir: there.is_dir(),
         unwritable: try_writing(&there).err().map(|error| with_causes(&error)),
