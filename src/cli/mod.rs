@@ -20,6 +20,8 @@ mod needed;
 mod plan;
 mod progress;
 mod push;
+mod references;
+mod root;
 mod serve;
 mod service;
 mod session;
