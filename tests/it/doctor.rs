@@ -57,7 +57,7 @@ fn names(checks: &[Value]) -> Vec<&str> {
 }
 
 #[test]
-fn a_server_without_job_command_is_a_warning() {
+fn missing_job_command_is_a_warning() {
     let home = Home::new();
     let server = TestServer::with_farm(FarmOptions::default());
     let (code, checks) = home.doctor(&["--server", &server.url()], None);
