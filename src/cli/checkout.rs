@@ -25,8 +25,8 @@ use crate::{
 
 /// Make a checkout of a folder on a server, sending what is missing
 ///
-/// Prints the path of the checkout that the server used, below its directory of checkouts. Without
-/// --server and --storage, the checkout is made in a store in the user's data directory.
+/// Prints the path of the checkout that the server used, below its directory of checkouts. Needs a server or
+/// the directory of a store.
 #[derive(Debug, Args)]
 pub(super) struct Checkout {
     /// The folder
@@ -122,7 +122,7 @@ impl Checkout {
             })?,
             None => default_name(&self.dir),
         };
-        require_folders(std::slice::from_ref(&self.dir))?;
+        require_folders(context, std::slice::from_ref(&self.dir))?;
         Session::run(context, async |session| {
             let scan = session.scan(context, &self.dir).await?;
             if scan.files.is_empty() {

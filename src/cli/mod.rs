@@ -1,11 +1,13 @@
 //! The command line: one file per command, and what they share.
 
+mod apart;
 mod cache;
 mod checkout;
 mod completions;
 mod config;
 mod conformance;
 mod doctor;
+mod environment;
 mod exit;
 mod fetch;
 #[cfg(test)]
@@ -18,6 +20,8 @@ mod needed;
 mod plan;
 mod progress;
 mod push;
+mod references;
+mod root;
 mod serve;
 mod service;
 mod session;

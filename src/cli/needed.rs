@@ -7,7 +7,10 @@ use std::{
     process::Stdio,
 };
 
-use super::exit::{Exit, Failure};
+use super::{
+    apart::lexical,
+    exit::{Exit, Failure},
+};
 use crate::domain::RelPath;
 
 /// How many paths an error names.
@@ -20,6 +23,8 @@ pub(super) struct Needed {
     pub files: HashSet<RelPath>,
     /// What it needs that is not there.
     pub missing: Vec<PathBuf>,
+    /// What it needs that is not in the folder, whether it exists or not.
+    pub outside: Vec<PathBuf>,
 }
 
 /// Asks BAT.
@@ -60,7 +65,7 @@ pub(super) async fn needed(program: &str, file: &Path, root: &Path) -> Result<Ne
         })?;
     let mut missing = missing(&String::from_utf8_lossy(&output.stderr));
     missing.retain(|path| !path.exists());
-    sort(listed, missing, root)
+    Ok(sort(listed, missing, root))
 }
 
 /// What is not there is in no list of BAT, but in its warnings (`… Path /a/b does not exist for <…>`).
@@ -72,14 +77,9 @@ fn missing(warnings: &str) -> Vec<PathBuf> {
     warnings.lines().filter_map(path).collect()
 }
 
-/// Puts what is listed, and what is missing, into the folder; whatever is outside is an error, whether it
-/// is there or not.
-fn sort(
-    listed: BTreeMap<PathBuf, Vec<PathBuf>>,
-    missing: Vec<PathBuf>,
-    root: &Path,
-) -> Result<Needed, Failure> {
-    let (mut needed, mut outside) = (Needed::default(), Vec::new());
+/// Puts what is listed, and what is missing, into the folder or outside of it.
+fn sort(listed: BTreeMap<PathBuf, Vec<PathBuf>>, missing: Vec<PathBuf>, root: &Path) -> Needed {
+    let mut needed = Needed::default();
     let real_root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     let mut seen = HashSet::new();
     let listed = listed.into_iter().flat_map(|(blend, assets)| [blend].into_iter().chain(assets));
@@ -94,21 +94,12 @@ fn sort(
                 needed.files.insert(relative);
             }
             Some(Ok(_)) => needed.missing.push(path),
-            _ => outside.push(path),
+            _ => needed.outside.push(path),
         }
     }
     needed.missing.sort();
-    if outside.is_empty() {
-        return Ok(needed);
-    }
-    outside.sort();
-    let message = format!(
-        "{} needed files are not in {}: {}; move them there, or give a folder with all of them as --root",
-        outside.len(),
-        root.display(),
-        named(&outside)
-    );
-    Err(Failure::new(Exit::Usage, message))
+    needed.outside.sort();
+    needed
 }
 
 /// The first of these paths.
@@ -123,14 +114,7 @@ pub(super) fn named(paths: &[PathBuf]) -> String {
 
 /// A path below a folder, either as it is written or as it really is; `..` in it is followed by its text.
 pub(super) fn relative(path: &Path, root: &Path, real_root: &Path) -> Option<PathBuf> {
-    let mut plain = PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::ParentDir => drop(plain.pop()),
-            std::path::Component::CurDir => {}
-            part => plain.push(part),
-        }
-    }
+    let plain = lexical(path);
     let below = |path: &Path| {
         let below = path.strip_prefix(root).or_else(|_| path.strip_prefix(real_root)).ok()?;
         (!below.as_os_str().is_empty()).then(|| below.to_owned())
@@ -173,15 +157,13 @@ mod tests {
                 (real.join("s.blend"), vec![link.join("a/b/x.png"), real.join("a/../a/b/x.png")]),
                 (link.join("a/../s.blend"), vec![link.join("a/gone.png")]),
             ];
-            let found = sort(listed.into(), Vec::new(), root).unwrap();
+            let found = sort(listed.into(), Vec::new(), root);
             let expected = ["a/b/x.png", "s.blend"].map(|path| RelPath::from_wire(path).unwrap());
             assert_eq!(found.files, expected.into());
             assert_eq!(found.missing, [link.join("a/gone.png")]);
         }
         let outside = real.join("../out.png");
-        let error =
-            sort([(real.join("s.blend"), vec![outside])].into(), Vec::new(), &real).unwrap_err();
-        assert!(error.message().contains("out.png"), "{}", error.message());
-        assert!(error.message().contains("--root"), "{}", error.message());
+        let listed = [(real.join("s.blend"), vec![outside.clone()])];
+        assert_eq!(sort(listed.into(), Vec::new(), &real).outside, [outside]);
     }
 }

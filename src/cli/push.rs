@@ -46,7 +46,7 @@ impl Push {
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        require_folders(&self.dirs)?;
+        require_folders(context, &self.dirs)?;
         Session::run(context, async |session| {
             let mut exit = Exit::Done;
             let options = context.settings.sync_options();

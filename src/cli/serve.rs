@@ -36,7 +36,7 @@ pub(super) struct Serve {
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Vec<String>,
 
-    /// The directory of the store [default: in the user's data directory]
+    /// The directory of the store; there is no default
     #[arg(long, value_name = "DIR")]
     storage: Option<PathBuf>,
 
@@ -87,7 +87,7 @@ impl Serve {
         let addresses = addresses(settings)?;
         let guard = Guard::load(settings)?;
         let manager = settings.gateway()?;
-        let (dir, _) = settings.storage()?;
+        let dir = settings.storage()?.to_owned();
         // The Manager has the jobs, if there is one.
         let farm = match manager {
             Some(_) => None,

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context,
+    apart::{require_apart, require_no_store},
     exit::{Exit, Failure},
     progress::Display,
     settings::{Overrides, Readers, Settings},
@@ -205,6 +206,15 @@ impl Scans {
             .await
     }
 
+    /// Reads files on a thread for that, which should end soon after the flag is set.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&AtomicBool) -> T + Send + 'static,
+    ) -> T {
+        let stop = self.stop.clone();
+        self.exec.blocking(move || work(&stop)).await
+    }
+
     /// Has a scan end soon, and waits for that: what is hashed by then is remembered.
     pub async fn stop(&self) {
         self.stop.store(true, Relaxed);
@@ -257,15 +267,12 @@ impl Session {
 
     async fn start(context: &Context) -> Result<Self, Failure> {
         let settings = &context.settings;
+        settings.require_target()?;
         let options = settings.client_options()?;
         let (client, embedded) = match settings.server() {
             Some(url) => (Shaman::new(url, options)?, None),
             None => {
-                let (dir, chosen) = settings.storage()?;
-                if !chosen {
-                    eprintln!("no --server and no --storage: using the store in {}", dir.display());
-                }
-                let (url, token, embedded) = Embedded::start(&dir, settings).await?;
+                let (url, token, embedded) = Embedded::start(settings.storage()?, settings).await?;
                 let options = client::Options { proxies: false, token: Some(token), ..options };
                 (Shaman::new(&url, options)?, Some(embedded))
             }
@@ -276,15 +283,19 @@ impl Session {
     /// Scans a folder.
     pub async fn scan(&self, context: &Context, dir: &Path) -> Result<Scan, Failure> {
         let options = context.settings.scan_options_for(dir);
-        if let Some(scan) = self.ask_agents(context, dir, &options).await {
-            return Ok(scan);
-        }
-        let path = dir.to_owned();
-        let scan = move |scanner: &mut Scanner| {
-            scanner.set_ignores(options.ignores);
-            scanner.scan(&path)
+        let scan = match self.ask_agents(context, dir, &options).await {
+            Some(scan) => scan,
+            None => {
+                let path = dir.to_owned();
+                let scan = move |scanner: &mut Scanner| {
+                    scanner.set_ignores(options.ignores);
+                    scanner.scan(&path)
+                };
+                self.scans.with_scanner(scan).await?
+            }
         };
-        self.scans.with_scanner(scan).await
+        require_no_store(&scan.root, scan.files.iter().map(|file| &file.path))?;
+        Ok(scan)
     }
 
     /// Has the agents of this user step back for other folders, and takes from one that watches this
@@ -326,7 +337,7 @@ impl Session {
 }
 
 /// Looks for what is certainly wrong before a store is made or anything is sent.
-pub(super) fn require_folders(dirs: &[PathBuf]) -> Result<(), Failure> {
+pub(super) fn require_folders(context: &Context, dirs: &[PathBuf]) -> Result<(), Failure> {
     for dir in dirs {
         if dir.is_file() {
             let message = format!("{} is a file; give the folder it belongs to", dir.display());
@@ -336,7 +347,7 @@ pub(super) fn require_folders(dirs: &[PathBuf]) -> Result<(), Failure> {
             return Err(ScanError::from(WalkError::Missing(dir.clone())).into());
         }
     }
-    Ok(())
+    require_apart(&context.settings, dirs)
 }
 
 /// What was skipped, on standard error; and what that means for the exit code.

@@ -16,7 +16,10 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use toml::{Table, Value};
 
-use super::exit::{Exit, Failure};
+use super::{
+    environment::require_known,
+    exit::{Exit, Failure},
+};
 use crate::{
     agent, client,
     domain::report::LinkMode,
@@ -677,9 +680,12 @@ const KEYS: &[&str] = &[
     "submit.bat",
 ];
 
+/// The key of the store's directory.
+const PATH_STORAGE: &str = "storage";
+
 /// Those that are paths: in a file, relative to it.
 const PATH_KEYS: &[&str] = &[
-    "storage",
+    PATH_STORAGE,
     "token_file",
     "ca",
     "serve.tokens",
@@ -742,6 +748,8 @@ impl Settings {
                 path.display()
             )));
         }
+        let names: Vec<_> = KEYS.iter().map(|key| env_name(key)).collect();
+        require_known(std::env::vars_os().map(|(name, _)| name), &names)?;
         let defaults = Table::try_from(Values::default())
             .map_err(|error| Failure::new(Exit::Failed, format!("BUG: no defaults: {error}")))?;
         let mut settings = Self {
@@ -807,6 +815,15 @@ impl Settings {
         let table: Table = toml::from_str(&text).map_err(broken)?;
         for &key in KEYS {
             let Some(value) = get(&table, key) else { continue };
+            if let (PATH_STORAGE, Some(text)) = (key, value.as_str()) {
+                require_directory(text).map_err(|reason| {
+                    usage(format!(
+                        "the configuration {}: storage = \"{}\": {reason}",
+                        path.display(),
+                        hide_tokens(text)
+                    ))
+                })?;
+            }
             let value = match value {
                 Value::String(text) if PATH_KEYS.contains(&key) => {
                     let dir = path.parent().unwrap_or(Path::new(""));
@@ -834,6 +851,7 @@ impl Settings {
         source: Source,
     ) -> Result<(), Failure> {
         let bad = |reason: String| {
+            let text = hide_tokens(text);
             usage(match &source {
                 // No secret is shown: any text will do for those, so there is nothing bad about it.
                 Source::Env(name) => format!("{name}={text}: {reason}"),
@@ -852,6 +870,10 @@ impl Settings {
             // They may have commas in them.
             _ if key == "headers" => {
                 Value::Array(text.lines().map(|line| Value::String(line.to_owned())).collect())
+            }
+            _ if key == PATH_STORAGE => {
+                require_directory(text).map_err(bad)?;
+                Value::String(text.to_owned())
             }
             Some(Value::Array(_)) => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
@@ -978,17 +1000,30 @@ impl Settings {
         Ok(Some(Arc::new(gateway)))
     }
 
-    /// The directory of the embedded store, and whether somebody chose it.
-    pub fn storage(&self) -> Result<(PathBuf, bool), Failure> {
-        match &self.values.storage {
-            Some(dir) => Ok((dir.clone(), true)),
-            None => match etcetera::base_strategy::choose_native_strategy() {
-                Ok(dirs) => Ok((dirs.data_dir().join("farmhand").join("store"), false)),
-                Err(error) => {
-                    Err(usage(format!("no place for a store: {error}; choose one with --storage")))
-                }
-            },
+    /// The directory of the store.
+    ///
+    /// There is no default: files would end up in a place that was never chosen.
+    pub fn storage(&self) -> Result<&Path, Failure> {
+        self.values.storage.as_deref().ok_or_else(|| {
+            usage(
+                "no directory for the store; give it with --storage DIR, FARMHAND_STORAGE, or the setting \
+                 storage"
+                    .into(),
+            )
+        })
+    }
+
+    /// Refuses to guess where data goes.
+    pub fn require_target(&self) -> Result<(), Failure> {
+        if self.server().is_some() || self.values.storage.is_some() {
+            return Ok(());
         }
+        Err(usage(
+            "neither a server nor a store is given; name a server with --server URL (FARMHAND_SERVER, or the \
+             setting server), or the directory of a store with --storage DIR (FARMHAND_STORAGE, or the setting \
+             storage)"
+                .into(),
+        ))
     }
 
     pub fn server_options(&self) -> server::Options {
@@ -1135,6 +1170,25 @@ impl Settings {
 
 fn usage(message: String) -> Failure {
     Failure::new(Exit::Usage, message)
+}
+
+/// Refuses what looks like a URL in the place of a directory.
+fn require_directory(text: &str) -> Result<(), String> {
+    let Some((scheme, _)) = text.split_once("://") else { return Ok(()) };
+    let is_scheme = scheme.len() > 1
+        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    if !is_scheme {
+        return Ok(());
+    }
+    let next = match scheme.to_ascii_lowercase().as_str() {
+        "http" | "https" => "give the address of a server as --server, or in the setting server",
+        "file" => "write the path alone",
+        _ => {
+            "mount that storage and give its directory, or serve a store next to it and give --server"
+        }
+    };
+    Err(format!("this is a URL, and a store is a directory of this machine; {next}"))
 }
 
 /// Whether this is the line of a token: an error must not show it.

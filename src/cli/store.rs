@@ -186,7 +186,8 @@ impl Store {
             return adopt(context, dir, quick).await;
         }
         if context.settings.server().is_none() {
-            let (dir, _) = context.settings.storage()?;
+            context.settings.require_target()?;
+            let dir = context.settings.storage()?;
             if !dir.join("file-store/stored").is_dir() {
                 let message = format!(
                     "there is no store in {}; give its directory with --storage, or its server with \

@@ -14,26 +14,28 @@ use serde_json::Map;
 
 use super::{
     Context,
+    apart::{require_apart, require_no_store},
     checkout::Counts,
     exit::{Exit, Failure, next_step, with_causes},
     hash::escaped,
-    needed::{self, named, needed},
+    needed::{named, needed},
     print, print_json,
+    references::{References, require_none_ignored, require_none_outside},
+    root::Place,
     session::{ScanArgs, ServerArgs, Session, interrupted, report_skipped},
     settings::{Overrides, When, parse_time},
 };
 use crate::{
     agent,
     client::{
-        ClientError, EraseRequest, FoundType, RemoteJob, RemoteStatus, Shaman, Version, is_refusal,
+        ClientError, EraseRequest, FarmStatus, FoundType, RemoteJob, RemoteStatus, Shaman, Version,
+        is_refusal,
     },
     domain::{CheckoutPath, RelPath},
     jobs::{JOBS_VARIABLE, JobStatus, JobType, Platform, Storage, SubmittedJob},
     scan::{Scan, SkipReason, Skipped},
+    wire::hide_tokens,
 };
-
-/// What marks the folder of a project.
-const ROOT_MARKS: [&str; 2] = [".blender_project", ".farmhand.toml"];
 
 /// The setting of a job type that names the file.
 const BLENDFILE: &str = "blendfile";
@@ -44,6 +46,9 @@ const NO_BLENDFILE_YET: &str = "dummy-for-job-check.blend";
 /// How often a job that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// While a job is queued, one poll in so many also asks whether the server runs jobs at all.
+const POLLS_PER_STATUS: usize = 5;
+
 /// How long the server may be away meanwhile.
 const AWAY: Duration = Duration::from_secs(600);
 
@@ -52,13 +57,17 @@ const AWAY: Duration = Duration::from_secs(600);
 /// Prints the job's id. The job type's settings are checked before anything is sent, here and by the server;
 /// then what is missing is sent, a checkout made, and the job submitted. The server is a Flamenco Manager, or
 /// a farmhand that serves.
+///
+/// All files of the project are sent. The project is the folder --root, or the nearest one above the file
+/// that has .blender_project or .farmhand.toml in it; without either, nothing is sent, and the folders that
+/// it may be are shown. A .blend that refers to files outside of the project is refused.
 #[derive(Debug, Args)]
 pub(super) struct Submit {
     /// The file, usually a .blend
     file: PathBuf,
 
     /// The folder of the project, which is sent [default: the nearest one above the file that has
-    /// .blender_project or .farmhand.toml in it, or else the file's own]
+    /// .blender_project or .farmhand.toml in it]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
 
@@ -66,11 +75,17 @@ pub(super) struct Submit {
     #[arg(long)]
     only_needed: bool,
 
+    /// Submit also if the file refers to files outside of the project, which are not sent: workers must find
+    /// them by themselves
+    #[arg(long)]
+    allow_outside: bool,
+
     /// Check everything, say what would be sent and submitted, and do neither
     #[arg(long)]
     dry_run: bool,
 
-    /// Wait until the job has ended: exit code 0 if it is completed, 1 if it has failed or was canceled
+    /// Wait until the job has ended: exit code 0 if it is completed, 1 if it has failed or was canceled. An
+    /// error (exit code 2) if nothing runs jobs on the server
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
 
@@ -132,6 +147,8 @@ struct Answer<'a> {
     job_url: &'a str,
     status: RemoteStatus,
     checkout_path: &'a str,
+    root: &'a Path,
+    server: &'a str,
     #[serde(flatten)]
     counts: Counts<'a>,
 }
@@ -141,64 +158,12 @@ struct Answer<'a> {
 struct DryAnswer<'a> {
     schema: &'static str,
     job: &'a SubmittedJob,
+    root: &'a Path,
+    server: &'a str,
     files: usize,
     bytes: u64,
     missing_files: usize,
     missing_bytes: u64,
-}
-
-/// Where the file is in its project.
-#[derive(Debug)]
-struct Place {
-    root: PathBuf,
-    file: PathBuf,
-    path: RelPath,
-}
-
-impl Place {
-    fn find(file: &Path, root: Option<&Path>) -> Result<Self, Failure> {
-        let shown = file.display();
-        let missing = |message: String| Failure::new(Exit::Missing, message);
-        let usage = |message: String| Failure::new(Exit::Usage, message);
-        let found = std::fs::metadata(file)
-            .map_err(|error| missing(format!("cannot submit {shown}: {error}; check the path")))?;
-        if !found.is_file() {
-            return Err(usage(format!(
-                "{shown} is no file; give the .blend, and its folder as --root"
-            )));
-        }
-        let absolute = |path: &Path| {
-            std::path::absolute(path).map_err(|error| {
-                Failure::new(Exit::Failed, format!("cannot find {}: {error}", path.display()))
-            })
-        };
-        let file = absolute(file)?;
-        let parent = file.parent().unwrap_or(Path::new("/"));
-        let root = match root {
-            Some(root) if !root.is_dir() => {
-                return Err(missing(format!("--root {}: there is no such folder", root.display())));
-            }
-            Some(root) => absolute(root)?,
-            None => {
-                let is_marked = |dir: &&Path| ROOT_MARKS.iter().any(|mark| dir.join(mark).exists());
-                file.ancestors().skip(1).find(is_marked).unwrap_or(parent).to_owned()
-            }
-        };
-        let real_root = root.canonicalize().unwrap_or_else(|_| root.clone());
-        let Some(relative) = needed::relative(&file, &root, &real_root) else {
-            return Err(usage(format!(
-                "{shown} is not in {}; give the folder that it is in as --root",
-                root.display()
-            )));
-        };
-        let text = relative.to_str().ok_or_else(|| {
-            usage(format!("{shown}: its path is not UTF-8, and no job could name it; rename it"))
-        })?;
-        let text = text.replace(std::path::MAIN_SEPARATOR, "/");
-        let path = RelPath::from_wire(&text)
-            .map_err(|error| usage(format!("{shown}: {error}; rename it")))?;
-        Ok(Self { root, file, path })
-    }
 }
 
 impl Submit {
@@ -227,14 +192,28 @@ impl Submit {
         let metadata = self.job.metadata()?;
         self.job.check_settings()?;
         require_manager(context)?;
-        let mut submitted = None;
+        require_apart(&context.settings, std::slice::from_ref(&place.root))?;
+        let server = hide_tokens(context.settings.server().unwrap_or_default());
+        let (mut submitted, mut runs_jobs) = (None, None);
         let mut exit = Session::run(context, async |session| {
+            let references = self.references(session, &place).await?;
             let mut planned =
                 Planned::new(&session.client, context, self, &place, name, metadata).await?;
+            self.require_runner(&planned)?;
+            runs_jobs = planned.status;
             planned.check(&session.client).await?;
             let scan = self.scan(context, session, &place).await?;
+            if let Some(references) = references {
+                references.require_sent(&place, &scan)?;
+            }
+            if !context.logs.quiet {
+                let bytes = ByteSize::b(bytes_of(&scan));
+                let root = escaped(&place.root.display().to_string());
+                let noun = if scan.files.len() == 1 { "file" } else { "files" };
+                eprintln!("{root}: {} {noun}, {bytes}, to {server}", scan.files.len());
+            }
             if self.dry_run {
-                return self.tell(context, session, scan, &planned).await;
+                return self.tell(context, session, &place, scan, &planned, &server).await;
             }
             let (checkout, report) = agent::create_checkout(
                 &mut session.client,
@@ -264,7 +243,7 @@ impl Submit {
         if self.wait {
             let limit = self.wait_timeout.unwrap_or(Duration::MAX);
             status = tokio::select! {
-                status = tokio::time::timeout(limit, follow(context, &client, &job)) => match status {
+                status = tokio::time::timeout(limit, follow(context, &client, &job, runs_jobs)) => match status {
                     Ok(status) => status?,
                     Err(_) => return Err(waited_in_vain(&job, limit)),
                 },
@@ -285,10 +264,48 @@ impl Submit {
                 job_url: &url,
                 status,
                 checkout_path: &checkout,
+                root: &place.root,
+                server: &server,
                 counts,
             })?;
         }
         Ok(exit)
+    }
+
+    /// What the file refers to, all of it in the project. With --only-needed, Blender Asset Tracer says that.
+    async fn references(
+        &self,
+        session: &Session,
+        place: &Place,
+    ) -> Result<Option<References>, Failure> {
+        if self.only_needed {
+            return Ok(None);
+        }
+        let asked = place.clone();
+        let found = session.scans.blocking(move |stop| References::of(&asked, stop)).await;
+        let references = found.ok_or_else(Failure::interrupted)?;
+        references.require_inside(place, self.allow_outside)?;
+        Ok(Some(references))
+    }
+
+    /// Tells if nothing runs jobs on the server; there is no point in waiting for one then.
+    fn require_runner(&self, planned: &Planned) -> Result<(), Failure> {
+        let version = &planned.version;
+        match planned.status {
+            Some(FarmStatus::Inoperative) if version.is_farmhand() => {
+                let message = "no command is configured to run jobs on the server; set jobs.hook there, or start it \
+                               with --hook PROGRAM";
+                if self.wait {
+                    let message =
+                        format!("nothing was sent, because --wait would never end: {message}");
+                    return Err(Failure::new(Exit::Usage, message));
+                }
+                tracing::warn!("the job will wait: {message}");
+            }
+            Some(status) => warn_of(status),
+            None => {}
+        }
+        Ok(())
     }
 
     /// The files to send.
@@ -322,6 +339,7 @@ impl Submit {
     ) -> Result<Scan, Failure> {
         let bat = &context.settings.values.submit.bat;
         let mut needed = needed(bat, &place.file, &place.root).await?;
+        require_none_outside(&needed.outside, place, self.allow_outside)?;
         needed.files.insert(place.path.clone());
         let missing = std::mem::take(&mut needed.missing);
         if !missing.is_empty() {
@@ -348,6 +366,7 @@ impl Submit {
                 scanner.finish(survey)
             })
             .await?;
+        require_no_store(&scan.root, scan.files.iter().map(|file| &file.path))?;
         for file in &scan.files {
             needed.files.remove(&file.path);
         }
@@ -357,16 +376,7 @@ impl Submit {
         let mut ignored: Vec<PathBuf> =
             needed.files.into_iter().map(|path| path.as_str().into()).collect();
         ignored.sort();
-        if let Some(first) = ignored.first() {
-            let root = place.root.display();
-            let message = format!(
-                "{} needed files are ignored by the rules of {root}: {}; `farmhand plan {root} --why {}` names the rule",
-                ignored.len(),
-                named(&ignored),
-                first.display()
-            );
-            return Err(Failure::new(Exit::Usage, message));
-        }
+        require_none_ignored(&ignored, place)?;
         scan.skipped.extend(missing.into_iter().map(|path| Skipped {
             path: path.display().to_string(),
             reason: SkipReason::Reported("it is needed, and not there".into()),
@@ -379,16 +389,20 @@ impl Submit {
         &self,
         context: &Context,
         session: &mut Session,
+        place: &Place,
         scan: Scan,
         planned: &Planned,
+        server: &str,
     ) -> Result<Exit, Failure> {
         let missing = agent::lacking(&mut session.client, &scan.files).await?;
         let missing_bytes = missing.iter().map(|(id, _)| id.size_bytes).sum();
-        let bytes = scan.files.iter().map(|file| file.fingerprint.size_bytes).sum();
+        let bytes = bytes_of(&scan);
         if context.json {
             print_json(&DryAnswer {
                 schema: "farmhand.submit.dry-run/1",
                 job: &planned.job,
+                root: &place.root,
+                server,
                 files: scan.files.len(),
                 bytes,
                 missing_files: missing.len(),
@@ -435,6 +449,27 @@ impl JobArgs {
     }
 }
 
+fn bytes_of(scan: &Scan) -> u64 {
+    scan.files.iter().map(|file| file.fingerprint.size_bytes).sum()
+}
+
+/// Warns if nothing runs jobs now; that may change.
+fn warn_of(status: FarmStatus) {
+    match status {
+        FarmStatus::Inoperative => {
+            tracing::warn!(
+                "nothing runs jobs on the server now; the job waits until a worker is started"
+            );
+        }
+        FarmStatus::Asleep => {
+            tracing::warn!(
+                "all workers of the server are asleep; the job waits until one is woken up"
+            );
+        }
+        _ => {}
+    }
+}
+
 /// A store alone takes no jobs.
 pub(super) fn require_manager(context: &Context) -> Result<(), Failure> {
     if context.settings.server().is_some() {
@@ -453,6 +488,8 @@ fn named_after(name: &str) -> CheckoutPath {
 /// A job that is ready to be submitted but for its checkout.
 struct Planned {
     version: Version,
+    /// Whether jobs are worked on, if the server says so.
+    status: Option<FarmStatus>,
     job: SubmittedJob,
     /// Settings as they were given.
     given: Vec<String>,
@@ -469,8 +506,12 @@ impl Planned {
     ) -> Result<Self, Failure> {
         let args = &command.job;
         let kind_name = &context.settings.values.submit.job_type;
-        let (version, storage, kind) =
-            tokio::join!(client.version(), client.shared_storage(), client.job_type(kind_name));
+        let (version, storage, kind, status) = tokio::join!(
+            client.version(),
+            client.shared_storage(),
+            client.job_type(kind_name),
+            client.farm_status()
+        );
         // The first says best who is there.
         let version = version?;
         if !storage?.shaman_enabled {
@@ -486,6 +527,7 @@ impl Planned {
         };
         let mut planned = Self {
             version,
+            status,
             job: SubmittedJob {
                 name,
                 job_type: kind_name.clone(),
@@ -710,6 +752,7 @@ async fn follow(
     context: &Context,
     client: &Shaman,
     job: &RemoteJob,
+    runs_jobs: Option<FarmStatus>,
 ) -> Result<RemoteStatus, Failure> {
     let bar = ProgressBar::hidden();
     let is_shown = context.settings.values.progress != When::Never && !context.logs.quiet;
@@ -725,7 +768,7 @@ async fn follow(
             job.id
         );
     }
-    let end = watch(client, job, &bar).await;
+    let end = watch(client, job, &bar, runs_jobs).await;
     bar.finish_and_clear();
     let (end, activity) = end?;
     if end != JobStatus::Completed {
@@ -741,10 +784,20 @@ async fn watch(
     client: &Shaman,
     job: &RemoteJob,
     bar: &ProgressBar,
+    mut runs_jobs: Option<FarmStatus>,
 ) -> Result<(RemoteStatus, String), Failure> {
     let mut last = (job.status.clone(), String::new());
     let mut away_since: Option<Instant> = None;
+    let mut polls = 0usize;
     loop {
+        if polls.is_multiple_of(POLLS_PER_STATUS) && last.0 == JobStatus::Queued {
+            let now = client.farm_status().await;
+            if let Some(status) = now.filter(|status| runs_jobs != Some(*status)) {
+                warn_of(status);
+                runs_jobs = now;
+            }
+        }
+        polls += 1;
         match client.job(&job.id).await {
             Ok((now, _)) => {
                 away_since = None;

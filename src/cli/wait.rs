@@ -74,7 +74,7 @@ impl Wait {
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        require_folders(std::slice::from_ref(&self.dir))?;
+        require_folders(context, std::slice::from_ref(&self.dir))?;
         let start = Instant::now();
         Session::run(context, async |session| {
             let client = session.client.clone();

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context,
+    apart::require_apart,
     exit::{Exit, Failure},
     print, print_json,
     session::{ScanArgs, ServerArgs, interrupted},
@@ -53,6 +54,8 @@ impl Watch {
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
         let settings = &context.settings;
         let folders = self.folders(settings)?;
+        let dirs: Vec<_> = folders.iter().map(|folder| folder.path.clone()).collect();
+        require_apart(settings, &dirs)?;
         let options = settings.sync_options();
         let line = options.line.clone();
         let folders = folders

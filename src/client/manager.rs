@@ -24,6 +24,37 @@ pub struct Version {
     pub name: String,
 }
 
+impl Version {
+    /// Whether it is farmhand's own server, and not behind one.
+    pub fn is_farmhand(&self) -> bool {
+        self.name == wire::FARM_NAME
+    }
+}
+
+/// Whether jobs are worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FarmStatus {
+    /// A job is worked on.
+    Active,
+    /// There is nothing to do.
+    Idle,
+    /// Jobs wait.
+    Waiting,
+    /// All workers sleep.
+    Asleep,
+    /// Neither a worker nor a command runs jobs.
+    Inoperative,
+    /// Anything else.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Deserialize)]
+struct FarmStatusReport {
+    status: FarmStatus,
+}
+
 /// Whether files can be sent to it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,6 +196,20 @@ impl Shaman {
     /// If there is no answer after all retries, or it is no Manager.
     pub async fn version(&self) -> Result<Version, ClientError> {
         self.get_api(&["version"]).await.map_err(of_no_manager)
+    }
+
+    /// Whether jobs are worked on. `None` if the server does not report that: it is an old one, or takes no
+    /// jobs.
+    pub async fn farm_status(&self) -> Option<FarmStatus> {
+        let bounds = self.small();
+        let url = self.api_url(&["status"]);
+        match self.json::<(), FarmStatusReport>(bounds, Method::GET, url, None).await {
+            Ok((report, _)) => Some(report.status),
+            Err(error) => {
+                tracing::debug!("the server does not report its status: {error}");
+                None
+            }
+        }
     }
 
     /// Where its storage is, for users on this platform.
@@ -324,7 +369,7 @@ impl Shaman {
 
     /// Where people find a job; with tokens hidden.
     pub fn job_address(&self, id: &str, version: &Version) -> String {
-        let url = if version.name == wire::FARM_NAME {
+        let url = if version.is_farmhand() {
             self.api_url(&["jobs", id])
         } else {
             // The web page of Flamenco.

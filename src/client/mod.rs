@@ -26,7 +26,7 @@ pub use download::{Download, DownloadError};
 pub use error::ClientError;
 pub use extension::Unfinished;
 pub use job::{RemoteJob, RemoteStatus, RemoteStorage};
-pub use manager::{Deletion, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
+pub use manager::{Deletion, FarmStatus, FoundType, SharedStorage, Tag, Task, Version, is_refusal};
 pub use probe::{Clocks, Exposure, Probe};
 pub use trust::{BadHeader, BadRoots, BadToken, Headers, Roots, Token};
 

@@ -1,6 +1,7 @@
 //! A folder becomes a list of paths and digests: walk, look into the hash cache, hash the rest.
 
 mod addon;
+mod blend;
 mod cache;
 mod evidence;
 mod hash;
@@ -23,6 +24,7 @@ use std::{
 };
 
 pub use self::ignore::{DEFAULT_IGNORES, IGNORE_FILE, IgnoreRule, deciding_rule, is_ignored};
+pub use blend::{BlendError, BlendPath, BlendPathKind, blend_paths};
 pub use cache::{CacheHealth, CacheState, CachedRoot, HashCache};
 pub use evidence::Evidence;
 pub use hash::HashError;

@@ -207,8 +207,8 @@ fn no_name_makes_a_line_of_its_own() {
 
     let lines = logged.lines();
     let access = lines.iter().filter(|line| line.contains("farmhand::access: ")).count();
-    // One says where it serves, and one that the disk has failed.
-    assert_eq!((access, lines.len()), (4, 6), "{lines:#?}");
+    // One says that jobs have no command, one where it serves, and one that the disk has failed.
+    assert_eq!((access, lines.len()), (4, 7), "{lines:#?}");
     for line in &lines {
         assert!(line.starts_with("20") && !line.starts_with("2026-01-01T00:00:00Z"), "{line:?}");
         assert!(!line.contains(char::is_control), "{line:?}");

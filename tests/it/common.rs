@@ -346,6 +346,17 @@ pub fn on_each_kind_of_store(options: impl Fn() -> server::Options, test: impl F
     }
 }
 
+/// Jobs that are given to this shell script.
+pub fn farm_with_command(script: &str) -> server::FarmOptions {
+    let hook = server::Hook {
+        command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        timeout: 10 * PATIENCE,
+        parallel: 1,
+        then: farmhand::jobs::JobStatus::Completed,
+    };
+    server::FarmOptions { hook: Some(hook), ..server::FarmOptions::default() }
+}
+
 /// Waits until something is so.
 pub fn until(mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();

@@ -104,7 +104,11 @@ pub(super) fn start_with(
         .envs(settings.iter().copied())
         .args(["serve", "--log-format", "json", "--listen", "127.0.0.1:0", "--storage"])
         .arg(storage)
-        .env("FARMHAND_LOG", "warn,farmhand::disk=trace,farmhand::access=info")
+        // There are no jobs, and no command for them.
+        .env(
+            "FARMHAND_LOG",
+            "warn,farmhand::disk=trace,farmhand::access=info,farmhand::server::farm=error",
+        )
         .env("FARMHAND_FAULT", fault)
         .stdout(Stdio::piped())
         .stderr(fs::File::create(&log).unwrap())

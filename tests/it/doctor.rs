@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use farmhand::server::{Access, Anonymous, Options, Scope, Token, Tokens};
+use farmhand::server::{Access, Anonymous, FarmOptions, Options, Scope, Token, Tokens};
 use serde_json::{Value, json};
 
 use super::{
@@ -55,6 +55,22 @@ fn says(checks: &[Value], name: &str, state: &str, parts: &[&str]) {
 
 fn names(checks: &[Value]) -> Vec<&str> {
     checks.iter().map(|check| check["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn missing_job_command_is_a_warning() {
+    let home = Home::new();
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (code, checks) = home.doctor(&["--server", &server.url()], None);
+    assert_eq!(code, 0);
+    says(&checks, "jobs", "warn", &["neither a worker nor a command", "jobs.hook"]);
+    let server = TestServer::with_farm(farm_with_command("exit 0"));
+    let (_, checks) = home.doctor(&["--server", &server.url()], None);
+    says(&checks, "jobs", "ok", &["is idle"]);
+    // A server that takes no jobs.
+    let server = TestServer::start();
+    let (_, checks) = home.doctor(&["--server", &server.url()], None);
+    assert!(!names(&checks).contains(&"jobs"));
 }
 
 /// A server that has one answer to everything; the head's lines but for the length, and the body.
@@ -338,7 +354,8 @@ fn without_a_server_the_embedded_store_is_looked_at() {
     let project = home.project();
     let (code, checks) = home.doctor(&[], None);
     assert_eq!(code, 0);
-    says(&checks, "store", "ok", &["data/farmhand/store", "when it is first used"]);
+    says(&checks, "target", "warn", &["neither a server nor a store", "--server", "--storage"]);
+    assert!(!names(&checks).contains(&"store"));
     let (_, checks) = home.doctor(&["--storage", "elsewhere"], None);
     says(&checks, "store", "warn", &["elsewhere is not there", "mount the disk"]);
     assert!(!home.path().join("elsewhere").exists());

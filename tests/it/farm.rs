@@ -68,7 +68,6 @@ fn a_job_is_taken_kept_and_served() {
     let server = TestServer::with_farm(FarmOptions::default());
     assert_eq!(server.api("POST", "jobs/check", job("first")).status, 204);
     assert_eq!(ask(&server, "jobs")["jobs"], json!([]), "a check keeps nothing");
-    assert_eq!(ask(&server, "status")["status"], "idle");
     let name = "?*:;{}\\/.. \u{1f33e} \n\t\u{202e}\0";
     let first = submit(&server, job(name));
     let mut paused = job("second");
@@ -87,7 +86,6 @@ fn a_job_is_taken_kept_and_served() {
     assert!(found["created"].as_str().unwrap().len() <= "2026-11-24T12:00:00.123456Z".len());
     assert!(jiff::Timestamp::now().duration_since(created) < jiff::SignedDuration::from_secs(60));
     assert_eq!(status_of(&server, &second), "paused");
-    assert_eq!(ask(&server, "status")["status"], "waiting");
 
     assert_eq!(set_status(&server, &second, "queued").status, 204);
     assert_eq!(status_of(&server, &second), "queued");
@@ -106,6 +104,48 @@ fn a_job_is_taken_kept_and_served() {
     server.api("POST", &path, json!({ "priority": "high" })).is_error(400, "not as expected");
     assert_eq!(ask(&server, &format!("jobs/{first}/tasks"))["tasks"], json!([]));
     assert_eq!(server.api("GET", &format!("tasks/{first}/logtail"), Value::Null).status, 204);
+}
+
+#[test]
+fn jobs_without_a_command_say_so() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    assert_eq!(ask(&server, "status")["status"], "inoperative");
+    let submitted = server.api("POST", "jobs", job("x")).json();
+    let id = submitted["id"].as_str().unwrap().to_owned();
+    assert_eq!(ask(&server, "status")["status"], "inoperative");
+    let says = |job: &Value| {
+        let activity = job["activity"].as_str().unwrap();
+        assert!(activity.contains("no command") && activity.contains("jobs.hook"), "{activity}");
+    };
+    says(&submitted);
+    says(&ask(&server, &format!("jobs/{id}")));
+    says(&ask(&server, "jobs")["jobs"][0]);
+    // Another program fetches it.
+    assert_eq!(set_status(&server, &id, "active").status, 204);
+    assert_eq!(ask(&server, "status")["status"], "active");
+    assert_eq!(ask(&server, &format!("jobs/{id}"))["activity"], "because");
+    assert_eq!(set_status(&server, &id, "completed").status, 204);
+    assert_eq!(ask(&server, "status")["status"], "inoperative");
+
+    let server = TestServer::with_farm(farm_with_command("exit 0"));
+    assert_eq!(ask(&server, "status")["status"], "idle");
+    let submitted = server.api("POST", "jobs", job("x")).json();
+    assert_eq!(submitted["activity"], "");
+}
+
+#[test]
+fn a_server_without_command_warns_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let warns = |arguments: &[&str]| {
+        let storage = dir.path().join("storage");
+        let mut server = ServerProcess::logging(dir.path(), &storage, arguments, &log);
+        server.terminate();
+        server.child.wait().unwrap();
+        fs::read_to_string(&log).unwrap().contains("no command is configured to run jobs")
+    };
+    assert!(warns(&[]));
+    assert!(!warns(&["--hook", "/bin/true"]));
 }
 
 #[test]

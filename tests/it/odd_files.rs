@@ -199,7 +199,9 @@ fn a_path_of_4096_bytes_that_is_given() {
     let home = folder(|_| {});
     let long = "x/".repeat(2048);
     for command in ["hash", "plan", "push"] {
-        let output = farmhand(home.path()).args([command, &long]).output().unwrap();
+        let mut farmhand = farmhand(home.path());
+        farmhand.env("FARMHAND_STORAGE", home.path().join("store"));
+        let output = farmhand.args([command, &long]).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(error.contains("File name too long"), "{error}");

@@ -59,6 +59,8 @@ struct Script {
 struct Go {
     /// The jobs, as they were submitted, and what they are at.
     jobs: Vec<(Value, &'static str)>,
+    /// Whether jobs are worked on, before there is a job and after that.
+    status: [&'static str; 2],
 }
 
 impl Go {
@@ -108,6 +110,10 @@ impl Go {
                 {"key":"blendfile","required":true,"type":"string","visible":"web"}]}]}"#
                     .into(),
             ),
+            ("GET", ["status"]) => {
+                let status = self.status[usize::from(!self.jobs.is_empty())];
+                (200, format!(r#"{{"status":"{status}"}}"#))
+            }
             ("GET", ["worker-mgt", "tags"]) => (200, r#"{"tags":null}"#.into()),
             ("POST", ["jobs", "check"]) => (204, String::new()),
             ("POST", ["jobs"]) => {
@@ -178,6 +184,11 @@ impl Front {
     /// Has the Manager use the storage in this directory.
     fn share(&self, storage: &Path) {
         self.script.lock().unwrap().storage = Some(ManagersStorage::at(storage));
+    }
+
+    /// Whether jobs are worked on, before there is a job and after that.
+    fn set_farm(&self, status: [&'static str; 2]) {
+        self.script.lock().unwrap().manager.as_mut().unwrap().status = status;
     }
 
     /// What Go's job is at from now on.
@@ -323,7 +334,7 @@ fn project() -> (TempDir, PathBuf) {
     (dir, file)
 }
 
-fn submit(dir: &TempDir, file: &Path, url: &str, more: &[&str]) -> Output {
+pub(super) fn submit(dir: &TempDir, file: &Path, url: &str, more: &[&str]) -> Output {
     let mut command = farmhand(&dir.path().join("home"));
     command.arg("submit").arg(file).args(["--server", url]).args(more).output().unwrap()
 }
@@ -333,39 +344,39 @@ fn job(dir: &TempDir, url: &str, more: &[&str]) -> Output {
     command.arg("job").args(more).args(["--server", url]).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 #[track_caller]
-fn succeeded(output: &Output) -> String {
+pub(super) fn succeeded(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     text(&output.stdout)
 }
 
 /// It ends with this code, and says in one line why.
 #[track_caller]
-fn failed(output: &Output, code: i32, says: &str) {
+pub(super) fn failed(output: &Output, code: i32, says: &str) {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{error}");
     let lines: Vec<_> = error.lines().filter(|line| line.starts_with("farmhand: ")).collect();
     assert!(lines.len() == 1 && lines[0].contains(says), "{error}");
 }
 
-const FRAMES: [&str; 2] = ["--setting", "frames=1-24"];
+pub(super) const FRAMES: [&str; 2] = ["--setting", "frames=1-24"];
 
-fn jobs_of(server: &TestServer) -> Vec<Value> {
+pub(super) fn jobs_of(server: &TestServer) -> Vec<Value> {
     let jobs = server.api("GET", "jobs", Value::Null).json()["jobs"].clone();
     jobs.as_array().unwrap().clone()
 }
 
-fn checkouts_of(server: &TestServer) -> Vec<String> {
+pub(super) fn checkouts_of(server: &TestServer) -> Vec<String> {
     let found = server.admin("GET", "checkouts", Value::Null).json();
     let paths = found.as_array().unwrap().iter();
     paths.map(|checkout| checkout["path"].as_str().unwrap().to_owned()).collect()
 }
 
-fn nothing_was_sent(server: &TestServer) {
+pub(super) fn nothing_was_sent(server: &TestServer) {
     let stored = walkdir::WalkDir::new(server.storage().join("file-store/stored"));
     let files = stored.into_iter().filter(|entry| entry.as_ref().unwrap().file_type().is_file());
     assert_eq!(files.count(), 0);
@@ -483,9 +494,6 @@ fn the_project_is_the_nearest_marked_folder_above() {
         path_sent(&["--root", root.parent().unwrap().to_str().unwrap()]),
         "project/shots/010.blend"
     );
-    fs::remove_file(root.join("shots/.farmhand.toml")).unwrap();
-    fs::remove_file(root.join(".blender_project")).unwrap();
-    assert_eq!(path_sent(&[]), "010.blend", "the file's own folder");
 }
 
 #[test]
@@ -1011,7 +1019,7 @@ fn a_server_that_sends_all_requests_elsewhere_is_named_with_the_place() {
 
 #[test]
 fn waiting_ends_with_the_job_or_in_time() {
-    let server = TestServer::with_farm(FarmOptions::default());
+    let server = TestServer::with_farm(farm_with_command("sleep 1000"));
     let (dir, file) = project();
     let more = [&FRAMES[..], &["--wait", "--wait-timeout", "1s"]].concat();
     failed(&submit(&dir, &file, &server.url(), &more), 8, "it goes on: see `farmhand job show");
@@ -1037,6 +1045,67 @@ fn waiting_ends_with_the_job_or_in_time() {
     deleter.join().unwrap();
     failed(&output, 1, "was deleted while it was waited for");
     assert!(text(&output.stderr).contains("this waits until somebody starts it"));
+}
+
+#[test]
+fn wait_without_job_command_is_refused() {
+    let server = TestServer::with_farm(FarmOptions::default());
+    let (dir, file) = project();
+    let wait = [&FRAMES[..], &["--wait", "--wait-timeout", "10s"]].concat();
+    let output = submit(&dir, &file, &server.url(), &wait);
+    failed(&output, 2, "nothing was sent, because --wait would never end: no command");
+    nothing_was_sent(&server);
+    let output = submit(&dir, &file, &server.url(), &FRAMES);
+    succeeded(&output);
+    assert!(text(&output.stderr).contains("jobs.hook"), "{}", text(&output.stderr));
+    assert_eq!(jobs_of(&server).len(), 1);
+}
+
+#[test]
+fn a_manager_without_workers_is_a_warning() {
+    let files = TestServer::start();
+    let (dir, file) = project();
+    let front = Front::go(&files, &[]);
+    let completes = |jobs: usize| {
+        let script = front.script.clone();
+        thread::spawn(move || {
+            until(|| {
+                let mut script = script.lock().unwrap();
+                let id = Go::id(jobs - 1);
+                let is_asked = script.heads.iter().any(|head| head.contains(&id));
+                if is_asked {
+                    script.manager.as_mut().unwrap().jobs[jobs - 1].1 = "completed";
+                }
+                is_asked
+            });
+        })
+    };
+    let wait = [&FRAMES[..], &["--wait"]].concat();
+    for (status, says) in [
+        (["inoperative"; 2], "nothing runs jobs on the server now"),
+        (["asleep"; 2], "all workers of the server are asleep"),
+        // After the job was taken.
+        (["idle", "asleep"], "all workers of the server are asleep"),
+    ] {
+        front.set_farm(status);
+        front.script.lock().unwrap().manager.as_mut().unwrap().jobs.clear();
+        front.script.lock().unwrap().heads.clear();
+        let completing = completes(1);
+        let output = submit(&dir, &file, &front.url(), &wait);
+        completing.join().unwrap();
+        succeeded(&output);
+        assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
+    }
+    // Without an answer that is understood, as before.
+    for (status, body) in [(404, "{}"), (200, "{}"), (200, r#"{"status":"new"}"#), (500, "")] {
+        let rule = Instead::Answer(status, JSON, body);
+        let front = Front::start(&files, &[("GET", "/v3/status", rule)]);
+        front.script.lock().unwrap().manager = Some(Go::default());
+        let output = submit(&dir, &file, &front.url(), &FRAMES);
+        succeeded(&output);
+        assert!(!text(&output.stderr).contains("worker"), "{}", text(&output.stderr));
+        front.all_rules_were_needed();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::super::exit::{NO_STORE_ON_WINDOWS, next_step, with_causes};
 use crate::{
-    client::{ClientError, Clocks, Exposure, Probe},
+    client::{ClientError, Clocks, Exposure, FarmStatus, Probe},
     disk::{FileSystem, Space, Unheard, WatchLimits},
     domain::OsFamily,
     scan::{CacheHealth, CacheState},
@@ -163,6 +163,28 @@ fn encryption(url: &str, exposure: Exposure) -> Check {
     }
 }
 
+/// Whether jobs that the server takes are worked on.
+pub(super) fn jobs(url: &str, status: FarmStatus) -> Check {
+    const NAME: &str = "jobs";
+    match status {
+        FarmStatus::Active => Check::ok(NAME, format!("{url} works on a job")),
+        FarmStatus::Waiting => Check::ok(NAME, format!("jobs wait at {url}")),
+        FarmStatus::Idle => Check::ok(NAME, format!("{url} is idle")),
+        FarmStatus::Unknown => Check::ok(NAME, format!("{url} takes jobs")),
+        FarmStatus::Asleep => Check::warn(
+            NAME,
+            format!("{url} takes jobs, and all its workers are asleep"),
+            "wake a worker in the Manager",
+        ),
+        FarmStatus::Inoperative => Check::warn(
+            NAME,
+            format!("{url} takes jobs, and neither a worker nor a command runs them"),
+            "start a worker of the Manager; for a farmhand without a Manager, set jobs.hook on the server, or start \
+             it with --hook PROGRAM",
+        ),
+    }
+}
+
 /// A server that cannot even be asked.
 pub(super) fn no_client(failure: &str) -> Check {
     Check::fail(
@@ -181,13 +203,21 @@ pub(super) fn no_server(dir: &Path) -> Check {
     )
 }
 
+/// Neither a server nor a store is given.
+pub(super) fn no_target() -> Check {
+    Check::warn(
+        "target",
+        "neither a server nor a store is given: checkout, push, wait and submit do not start",
+        "name a server with --server or the setting server, or the directory of a store with --storage or the \
+         setting storage",
+    )
+}
+
 /// What is known of the directory of a store.
 #[derive(Debug)]
 pub(super) struct StoreFacts {
     pub dir: PathBuf,
     pub family: OsFamily,
-    /// Somebody chose it.
-    pub chosen: bool,
     /// It is there; if not, the rest is about what is nearest to it.
     pub exists: bool,
     pub is_dir: bool,
@@ -226,12 +256,11 @@ pub(super) fn store(facts: &StoreFacts) -> Vec<Check> {
             "go through its server with --server, or wait until it has ended",
         ),
         (None, true) => Check::ok(NAME, format!("{dir}{on} can be written to")),
-        (None, false) if facts.chosen => Check::warn(
+        (None, false) => Check::warn(
             NAME,
             format!("{dir} is not there{on}"),
             "it is made when it is first used; but mount the disk first, if it should be on another one",
         ),
-        (None, false) => Check::ok(NAME, format!("{dir} is made{on} when it is first used")),
     }];
     if let Some(space) = facts.space {
         let (free, kept) = (ByteSize(space.free_bytes), ByteSize(facts.reserve_bytes));
@@ -603,7 +632,6 @@ mod tests {
         StoreFacts {
             dir: "/store".into(),
             family: OsFamily::Unix,
-            chosen: true,
             exists: true,
             is_dir: true,
             unwritable: None,
@@ -633,7 +661,6 @@ mod tests {
             (StoreFacts { unwritable: Some(text()), ..well_kept() }, vec![Fail]),
             (StoreFacts { holder: Some("pid 7".into()), ..well_kept() }, vec![Warn, Fine, Fine]),
             (StoreFacts { exists: false, ..well_kept() }, vec![Warn, Fine, Fine]),
-            (StoreFacts { exists: false, chosen: false, ..well_kept() }, vec![Fine, Fine, Fine]),
             (StoreFacts { space: free(10 << 30), ..well_kept() }, vec![Fine, Fail, Fine]),
             (StoreFacts { space: free((10 << 30) + 1), ..well_kept() }, vec![Fine, Warn, Fine]),
             (StoreFacts { space: free(11 << 30), ..well_kept() }, vec![Fine, Fine, Fine]),

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Look whether all is well, and say what to do where it is not
 ///
-/// Looks at the configuration, the server (or the embedded store), the Manager behind `farmhand serve`
+/// Looks at the configuration, the server (or the store), the Manager behind `farmhand serve`
 /// and its storage, the folders and what watching them takes, the hash cache, and the limits of this
 /// machine. Nothing is changed, but for files
 /// that are made and removed at once where something is to be written. Without folders, those of the
@@ -125,10 +125,14 @@ async fn examine(
     if settings.server().is_none() {
         let homeless = folders.iter().find(|folder| !folder.named && folder.server.is_none());
         report.add(homeless.map(|folder| judge::no_server(&folder.dir)))?;
-        let (dir, chosen) = settings.storage()?;
-        let options = settings.store_options();
-        let facts = blocking(move || store_facts(dir, chosen, options)).await?;
-        report.add(judge::store(&facts))?;
+        match settings.values.storage.clone() {
+            Some(dir) => {
+                let options = settings.store_options();
+                let facts = blocking(move || store_facts(dir, options)).await?;
+                report.add(judge::store(&facts))?;
+            }
+            None => report.add([judge::no_target()])?,
+        }
     }
     report.add(manager_storage(settings).await)?;
 
@@ -194,7 +198,15 @@ async fn server(settings: &Settings, url: &str) -> Vec<Check> {
         Ok(Shaman::new(url, options)?)
     });
     match client {
-        Ok(client) => judge::server(&hide_tokens(url), &client.probe().await, client.exposure()),
+        Ok(client) => {
+            let (url, probe) = (hide_tokens(url), client.probe().await);
+            let mut checks = judge::server(&url, &probe, client.exposure());
+            if probe.answer.is_ok() {
+                let status = client.farm_status().await;
+                checks.extend(status.map(|status| judge::jobs(&url, status)));
+            }
+            checks
+        }
         Err(failure) => vec![judge::no_client(failure.message())],
     }
 }
@@ -207,7 +219,7 @@ async fn manager_storage(settings: &Settings) -> Option<Check> {
         Err(failure) => return Some(judge::no_manager(failure.message())),
     };
     let dir = match settings.storage() {
-        Ok((dir, _)) => dir,
+        Ok(dir) => dir.to_owned(),
         Err(failure) => return Some(judge::no_manager(failure.message())),
     };
     // As a server that uses it calls it.
@@ -223,7 +235,7 @@ async fn manager_storage(settings: &Settings) -> Option<Check> {
     Some(judge::manager_storage(gateway.shown(), &dir, gateway.checkout_paths(), &comparison))
 }
 
-fn store_facts(dir: PathBuf, chosen: bool, options: store::Options) -> StoreFacts {
+fn store_facts(dir: PathBuf, options: store::Options) -> StoreFacts {
     let exists = dir.exists();
     let there = nearest_existing(&dir).unwrap_or_else(|| dir.clone());
     let space = Space::of(&there).ok().flatten();
@@ -236,7 +248,6 @@ fn store_facts(dir: PathBuf, chosen: bool, options: store::Options) -> StoreFact
     let name = format!("{:?}", options.link_mode).to_lowercase();
     StoreFacts {
         family: OsFamily::HERE,
-        chosen,
         exists,
         is_dir: there.is_dir(),
         unwritable: try_writing(&there).err().map(|error| with_causes(&error)),

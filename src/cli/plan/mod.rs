@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{
     Context,
+    apart::require_no_store,
     checkout::default_name,
     exit::{Exit, Failure},
     session::{ScanArgs, Scans, ServerArgs, Session, interrupted, require_folders},
@@ -99,7 +100,7 @@ impl Plan {
     }
 
     pub async fn run(&self, context: &Context) -> Result<Exit, Failure> {
-        require_folders(std::slice::from_ref(&self.dir))?;
+        require_folders(context, std::slice::from_ref(&self.dir))?;
         let why = self.why.as_deref().map(|path| below(&self.dir, path)).transpose()?;
         let asked = self.asked(context)?;
         let mut found = None;
@@ -148,13 +149,14 @@ impl Plan {
         if let Some(url) = context.settings.server() {
             return Ok(Asked::Server(hide_tokens(url).into_owned()));
         }
-        let (dir, chosen) = context.settings.storage()?;
+        let Some(dir) = &context.settings.values.storage else {
+            return Ok(Asked::Nobody("no --server and no --storage"));
+        };
         let shown = dir.display().to_string();
         // None is made just to find that it is empty.
-        Ok(match (dir.join("file-store").is_dir(), chosen) {
-            (true, _) => Asked::Storage(shown),
-            (false, true) => Asked::NewStorage(shown),
-            (false, false) => Asked::Nobody("no --server, no --storage, and no store yet"),
+        Ok(match dir.join("file-store").is_dir() {
+            true => Asked::Storage(shown),
+            false => Asked::NewStorage(shown),
         })
     }
 
@@ -174,6 +176,7 @@ impl Plan {
             scanner.survey(&dir, true)
         };
         let mut survey = scans.with_scanner(survey).await?;
+        require_no_store(&survey.root, survey.files().map(|(path, ..)| path))?;
         let mut names = bad_names(survey.files().map(|(path, ..)| path.as_str()), self.above());
         names.extend(survey.skipped.iter().filter_map(cannot_be_sent));
         names.sort_by_key(|name| name.trouble);

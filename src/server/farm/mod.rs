@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::{
     domain::CheckoutPath,
-    jobs::{Job, Platform, RENDERS_VARIABLE, SubmittedJob, uses_checkout},
+    jobs::{Job, JobStatus, Platform, RENDERS_VARIABLE, SubmittedJob, uses_checkout},
     ledger::{Entry, Ledger, LedgerError},
     store::Store,
 };
@@ -31,6 +31,10 @@ pub(super) use routes::{is_ours, routes};
 pub use types::{BadFile, JobTypes};
 pub use variables::{Audience, Variable};
 use variables::{Meaning, Meanings, expand, meanings};
+
+/// Why jobs wait for ever, and what to do about it.
+const NO_COMMAND: &str = "no command is configured to run jobs: set jobs.hook in the server's configuration, or start \
+                          the server with --hook PROGRAM";
 
 /// How jobs are served.
 #[derive(Debug, Clone, Default)]
@@ -153,6 +157,19 @@ impl Farm {
     fn location(&self, platform: Platform) -> String {
         let here = || self.storage.to_string_lossy().into_owned();
         self.options.locations.get(platform.name()).cloned().unwrap_or_else(here)
+    }
+
+    /// A job as clients see it: one that waits for a command says so where none is configured.
+    fn shown_job(&self, mut job: Job) -> Job {
+        if self.options.hook.is_none()
+            && matches!(job.status, JobStatus::Queued | JobStatus::Paused)
+        {
+            job.activity = match job.activity.as_str() {
+                "" => NO_COMMAND.into(),
+                activity => format!("{activity}; {NO_COMMAND}"),
+            };
+        }
+        job
     }
 
     fn meanings(&self, audience: Audience, platform: Platform) -> Meanings {

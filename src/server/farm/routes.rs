@@ -128,7 +128,8 @@ async fn version(headers: HeaderMap) -> Json<Version> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = FarmStatusReport)]
 struct Status {
-    /// `active`: a job is worked on; `waiting`: jobs wait; `idle`: there is nothing to do.
+    /// `active`: a job is worked on; `waiting`: jobs wait; `idle`: there is nothing to do; `inoperative`: no
+    /// command is configured to run jobs.
     status: &'static str,
 }
 
@@ -144,10 +145,13 @@ async fn status(
     State(app): State<App>,
     Extension(farm): Extension<Arc<Farm>>,
 ) -> Result<Json<Status>, ApiError> {
+    let has_command = farm.options.hook.is_some();
     let all = app.exec.blocking(move || farm.ledger.all()).await?;
     let is = |status| all.iter().any(|entry| entry.job.status == status);
     let status = match () {
+        // Without a command, too, if another program has fetched it and says so.
         () if is(JobStatus::Active) => "active",
+        () if !has_command => "inoperative",
         () if is(JobStatus::Queued) => "waiting",
         () => "idle",
     };
@@ -497,7 +501,7 @@ async fn submit(
         })
         .await?;
     farm.wake.notify_one();
-    let job = entry.job;
+    let job = farm.shown_job(entry.job);
     let name: String = job.submitted.name.chars().take(200).collect();
     tracing::info!(client = %peer.0, job = job.id, name, checkout = entry.checkout, "a job is taken");
     Ok(Json(JobAnswer { job, run: None }))
@@ -552,8 +556,9 @@ async fn jobs(
     State(app): State<App>,
     Extension(farm): Extension<Arc<Farm>>,
 ) -> Result<Json<Jobs>, ApiError> {
-    let all = app.exec.blocking(move || farm.ledger.all()).await?;
-    Ok(Json(Jobs { jobs: all.into_iter().map(|entry| entry.job).collect() }))
+    let asked = farm.clone();
+    let all = app.exec.blocking(move || asked.ledger.all()).await?;
+    Ok(Json(Jobs { jobs: all.into_iter().map(|entry| farm.shown_job(entry.job)).collect() }))
 }
 
 /// A job that there is.
@@ -597,7 +602,7 @@ async fn job(NamedJob(farm, entry): NamedJob) -> Json<JobAnswer> {
     if let (Some(run), Some(running)) = (&mut run, running) {
         run.output = running.output();
     }
-    Json(JobAnswer { job: entry.job, run })
+    Json(JobAnswer { job: farm.shown_job(entry.job), run })
 }
 
 /// What deleting a job removes, and what it leaves where it is.
