@@ -9,7 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use farmhand::server::{Access, Anonymous, FarmOptions, Options, Scope, Token, Tokens};
+use farmhand::{
+    server::{Access, Anonymous, FarmOptions, Options, Scope, Token, Tokens},
+    store,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -117,7 +120,9 @@ fn nobody() -> String {
 fn where_all_is_well_it_says_so_of_each_thing() {
     let home = Home::new();
     let project = home.project();
-    let server = TestServer::start();
+    // Nothing else changes the store meanwhile.
+    let store = store::Options { index_chunks: false, ..store::Options::default() };
+    let server = TestServer::with_store(Options::default(), store);
     let url = server.url();
     home.run(&["push", &project, "--server", &url]).fails_not();
     let before = tree(&server.storage());

@@ -97,9 +97,6 @@ impl Farm {
     /// If they cannot be read.
     pub fn open(store: &Store, options: Options) -> Result<Arc<Self>, LedgerError> {
         let ledger = Ledger::open(&store.state_dir())?;
-        if options.hook.is_none() {
-            tracing::warn!("{NO_COMMAND}; until then, jobs that are submitted here wait");
-        }
         #[cfg(target_os = "linux")]
         orphans::end(ledger.interrupted());
         Ok(Arc::new(Self {
@@ -127,6 +124,11 @@ impl Farm {
     fn location(&self, platform: Platform) -> String {
         let here = || self.storage.to_string_lossy().into_owned();
         self.options.locations.get(platform.name()).cloned().unwrap_or_else(here)
+    }
+
+    /// Why jobs that are submitted here wait, if no command is configured to run them.
+    pub fn lacks_command(&self) -> Option<&'static str> {
+        self.options.hook.is_none().then_some(NO_COMMAND)
     }
 
     /// A job as clients see it: one that waits for a command says so where none is configured.
