@@ -129,6 +129,7 @@ impl Serve {
                 std::future::pending::<()>().await;
             }
         };
+        let lacks_command = farm.as_ref().and_then(|farm| farm.lacks_command());
         let reloading = guard.reload_on_hangup()?;
         let options = server::Options {
             access: guard.access.clone(),
@@ -140,6 +141,9 @@ impl Serve {
         let serving = server::serve(listeners, store, options, shutdown, now);
         let announce = async {
             tracing::info!(storage = %dir.display(), "serving {}", urls.join(" "));
+            if let Some(why) = lacks_command {
+                tracing::warn!("{why}; until then, jobs that are submitted here wait");
+            }
             if context.json {
                 print_json(&json!({ "schema": "farmhand.serve/1", "urls": urls, "storage": dir }))
             } else {

@@ -156,7 +156,7 @@ fn the_same_through_a_server() {
 }
 
 #[test]
-fn checkouts_are_named_after_folder_and_time() {
+fn a_checkout_has_folder_and_time_as_name() {
     let home = Home::new();
     let project = home.project();
     let ran = home.run(&["checkout", &project, "--storage", "store"]);

@@ -107,7 +107,7 @@ pub(super) fn start_with(
         // There are no jobs, and no command for them.
         .env(
             "FARMHAND_LOG",
-            "warn,farmhand::disk=trace,farmhand::access=info,farmhand::server::farm=error",
+            "warn,farmhand::disk=trace,farmhand::access=info,farmhand::cli::serve=error",
         )
         .env("FARMHAND_FAULT", fault)
         .stdout(Stdio::piped())

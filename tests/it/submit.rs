@@ -1023,7 +1023,8 @@ fn waiting_ends_with_the_job_or_in_time() {
     let (dir, file) = project();
     let more = [&FRAMES[..], &["--wait", "--wait-timeout", "1s"]].concat();
     failed(&submit(&dir, &file, &server.url(), &more), 8, "it goes on: see `farmhand job show");
-    let front = Front::start(&server, &[]);
+    // While it is being deleted, a job is canceled: it is asked for when it is gone.
+    let front = Front::start(&server, &[("GET", A_JOB, Instead::Late)]);
     let (script, addr) = (front.script.clone(), server.addr);
     let deleter = thread::spawn(move || {
         let mut path = String::new();
@@ -1039,6 +1040,7 @@ fn waiting_ends_with_the_job_or_in_time() {
             !path.is_empty()
         });
         assert_eq!(Connection::new(addr).api("DELETE", &path, &Value::Null).status, 204);
+        script.lock().unwrap().late = true;
     });
     let more = [&FRAMES[..], &["--wait", "--paused"]].concat();
     let output = submit(&dir, &file, &front.url(), &more);

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Farm, NO_COMMAND, now, output_dir};
+use super::{Farm, now, output_dir};
 use crate::{
     jobs::JobStatus,
     ledger::{Entry, LedgerError, Run},
@@ -104,9 +104,7 @@ enum End {
 
 /// Gives jobs to the command until the server stops.
 pub(in crate::server) async fn run(app: App, farm: Arc<Farm>) {
-    let Some(hook) = farm.options.hook.clone() else {
-        return tracing::warn!("{NO_COMMAND}; until then, jobs that are submitted here wait");
-    };
+    let Some(hook) = farm.options.hook.clone() else { return };
     let slots = Arc::new(tokio::sync::Semaphore::new(hook.parallel.max(1)));
     loop {
         let slot = tokio::select! {

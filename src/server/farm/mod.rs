@@ -159,6 +159,11 @@ impl Farm {
         self.options.locations.get(platform.name()).cloned().unwrap_or_else(here)
     }
 
+    /// Why jobs that are submitted here wait, if no command is configured to run them.
+    pub fn lacks_command(&self) -> Option<&'static str> {
+        self.options.hook.is_none().then_some(NO_COMMAND)
+    }
+
     /// A job as clients see it: one that waits for a command says so where none is configured.
     fn shown_job(&self, mut job: Job) -> Job {
         if self.options.hook.is_none()
