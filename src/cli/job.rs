@@ -264,7 +264,9 @@ async fn delete(
         return Ok(Exit::Done);
     }
     print(&format!("deleted the job {}", escaped(id)))?;
-    fate(&deletion, with_outputs).iter().try_for_each(|line| print(line))?;
+    fate(&deletion, if with_outputs { Then::Removed } else { Then::Stayed })
+        .iter()
+        .try_for_each(|line| print(line))?;
     Ok(Exit::Done)
 }
 
@@ -279,7 +281,7 @@ fn confirm(job: &RemoteJob, deletion: &Deletion, with_outputs: bool) -> Result<(
         return Err(Failure::new(Exit::Usage, message));
     }
     eprintln!("job {id}: {} ({})", escaped(&job.name), escaped(job.status.name()));
-    for line in fate(deletion, with_outputs) {
+    for line in fate(deletion, if with_outputs { Then::Removed } else { Then::Stay }) {
         eprintln!("  {line}");
     }
     eprint!("Delete it? [y/N] ");
@@ -294,21 +296,32 @@ fn confirm(job: &RemoteJob, deletion: &Deletion, with_outputs: bool) -> Result<(
     ))
 }
 
+/// The end of outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// They are removed, too.
+    Removed,
+    /// They stay, and could be removed.
+    Stay,
+    /// They have stayed, and only a removal by hand is left.
+    Stayed,
+}
+
 /// What becomes of a job's files.
-fn fate(deletion: &Deletion, with_outputs: bool) -> Vec<String> {
+fn fate(deletion: &Deletion, then: Then) -> Vec<String> {
     let mut lines = Vec::new();
     match &deletion.checkout {
         Some(erased) => {
             let (path, files) = (escaped(&erased.path), erased.files);
             lines.push(format!("checkout {path}: {files} files that farmhand created are removed"));
-            lines.extend(outputs(&erased.outputs, &format!("below jobs/{path}"), with_outputs));
+            lines.extend(outputs(&erased.outputs, &format!("below jobs/{path}"), then));
         }
         None if deletion.shaman_checkout => {
             lines.push("its checkout is deleted; the server does not say which files stay".into());
         }
         None => lines.push("its checkout stays, or it has none".into()),
     }
-    lines.extend(outputs(&deletion.renders, "in its directory below renders/", with_outputs));
+    lines.extend(outputs(&deletion.renders, "in its directory below renders/", then));
     lines
 }
 
@@ -316,7 +329,7 @@ fn fate(deletion: &Deletion, with_outputs: bool) -> Vec<String> {
 const NAMED: usize = 5;
 
 /// What becomes of outputs.
-pub(super) fn outputs(outputs: &Outputs, place: &str, with_outputs: bool) -> Option<String> {
+pub(super) fn outputs(outputs: &Outputs, place: &str, then: Then) -> Option<String> {
     if outputs.files == 0 {
         return None;
     }
@@ -325,7 +338,15 @@ pub(super) fn outputs(outputs: &Outputs, place: &str, with_outputs: bool) -> Opt
     if files > named.len() as u64 {
         named.push("…".into());
     }
-    let then = if with_outputs { "are removed" } else { "stay (--with-outputs removes them)" };
+    let left = outputs.left;
+    let then = match then {
+        Then::Removed if left > 0 => {
+            format!("are removed, but for {left} that are mounted there or cannot be removed")
+        }
+        Then::Removed => "are removed".into(),
+        Then::Stay => "stay (--with-outputs removes them)".into(),
+        Then::Stayed => "stay; remove them by hand when they are not needed".to_owned(),
+    };
     Some(format!("{files} files ({size}) that jobs made {place} {then}: {}", named.join(", ")))
 }
 
@@ -390,7 +411,7 @@ mod tests {
             },
             "renders": { "files": 1, "bytes": 1, "paths": ["0001.png"] },
         }));
-        let lines = fate(&both, false);
+        let lines = fate(&both, Then::Stay);
         assert_eq!(lines[0], "checkout shot: 12 files that farmhand created are removed");
         assert!(
             lines[1].contains("6 files (2.0 KiB) that jobs made below jobs/shot stay"),
@@ -401,11 +422,11 @@ mod tests {
             lines[2].contains("1 files (1 B)") && lines[2].ends_with(": 0001.png"),
             "{lines:?}"
         );
-        assert!(fate(&both, true)[1..].iter().all(|line| line.contains("are removed")));
+        assert!(fate(&both, Then::Removed)[1..].iter().all(|line| line.contains("are removed")));
         assert!(!lines.concat().contains(char::is_control), "{lines:?}");
-        let of_a_manager = fate(&deletion(json!({ "shaman_checkout": true })), false);
+        let of_a_manager = fate(&deletion(json!({ "shaman_checkout": true })), Then::Stay);
         assert!(of_a_manager[0].contains("does not say which files stay"), "{of_a_manager:?}");
-        let stays = fate(&deletion(json!({ "shaman_checkout": false })), false);
+        let stays = fate(&deletion(json!({ "shaman_checkout": false })), Then::Stay);
         assert_eq!(stays, ["its checkout stays, or it has none"]);
     }
 

@@ -12,6 +12,7 @@ use super::{
     Context,
     exit::{Exit, Failure},
     hash::escaped,
+    job::Then,
     print, print_json,
     session::Session,
     settings::{Overrides, parse_time},
@@ -70,7 +71,7 @@ enum Action {
         /// The checkouts, as `list` shows them
         #[arg(required = true, value_name = "CHECKOUT")]
         checkouts: Vec<String>,
-        /// Also checkouts that a queued or running job uses
+        /// Also checkouts that a queued or running job uses, and those that are not on record
         #[arg(long)]
         force: bool,
         /// Remove the files that farmhand did not create, too
@@ -239,7 +240,12 @@ impl Action {
                     let would = if dry_run { "would erase" } else { "erased" };
                     print(&format!("{would} {path}: {files} files, {directories} directories"))?;
                     let place = format!("below jobs/{path}");
-                    let left = super::job::outputs(outputs, &place, with_outputs);
+                    let then = match with_outputs {
+                        true => Then::Removed,
+                        false if dry_run => Then::Stay,
+                        false => Then::Stayed,
+                    };
+                    let left = super::job::outputs(outputs, &place, then);
                     left.iter().try_for_each(|line| print(line))?;
                 }
                 Ok(Exit::Done)

@@ -149,11 +149,22 @@ impl OpenDir {
         }
     }
 
-    /// The device of this directory's file system; 0 where that is not known.
+    /// A number of the mount that this directory is on: also a bind mount has one of its own. Where mounts
+    /// have no numbers (before Linux 5.8), that of the device.
     ///
     /// # Errors
     /// If the file system cannot say.
-    pub fn device(&self) -> io::Result<u64> {
+    pub fn mount(&self) -> io::Result<u64> {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{AtFlags, StatxFlags, statx};
+            let found = statx(&self.dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+            if let Ok(found) = found
+                && found.stx_mask & StatxFlags::MNT_ID.bits() != 0
+            {
+                return Ok(found.stx_mnt_id);
+            }
+        }
         #[cfg(unix)]
         return Ok(Fingerprint::of(&self.dir.metadata()?).device);
         #[cfg(not(unix))]
@@ -311,6 +322,43 @@ impl OpenDir {
         })
     }
 
+    /// Gives an entry another name in the same directory.
+    ///
+    /// # Errors
+    /// If there is no such entry, or a directory has the new name.
+    pub fn rename_aside(&self, name: &OsStr, aside: &str) -> Result<(), DiskError> {
+        let (from, target) = (self.path.join(name), self.path.join(aside));
+        Change::Rename.make(&target, Some(&from), || {
+            #[cfg(unix)]
+            return Ok(rustix::fs::renameat(&self.dir, name, &self.dir, aside)?);
+            #[cfg(not(unix))]
+            fs::rename(&from, &target)
+        })
+    }
+
+    /// Gives an entry its name back, unless another has taken it: then the entry is removed.
+    ///
+    /// # Errors
+    /// If neither can be done.
+    pub fn rename_back(&self, aside: &str, name: &OsStr) -> Result<(), DiskError> {
+        let (from, target) = (self.path.join(aside), self.path.join(name));
+        #[cfg(unix)]
+        let linked = {
+            use rustix::fs::{AtFlags, linkat};
+            let link = || Ok(linkat(&self.dir, aside, &self.dir, name, AtFlags::empty())?);
+            Change::HardLink.make(&target, Some(&from), link)
+        };
+        #[cfg(not(unix))]
+        let linked = Change::HardLink.make(&target, Some(&from), || fs::hard_link(&from, &target));
+        match linked {
+            Err(error) if error.source.kind() != io::ErrorKind::AlreadyExists => {
+                // A file system without hard links.
+                self.rename_aside(OsStr::new(aside), &name.to_string_lossy())
+            }
+            _ => self.remove_file(aside),
+        }
+    }
+
     /// Renames a file on the same file system into it, replacing a file that has the name there.
     ///
     /// # Errors
@@ -417,35 +465,6 @@ impl OpenDir {
         })
     }
 
-    /// The time of its file system, in nanoseconds since 1970, when the clock that stamps files has gone on
-    /// since then: a later change of a file has a later time. Where that clock is slower than 20 ms, the
-    /// two may be equal.
-    ///
-    /// # Errors
-    /// If the directory's times cannot be set.
-    pub fn tick(&self) -> io::Result<i64> {
-        #[cfg(unix)]
-        {
-            use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
-            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-            let times = Timestamps { last_access: now, last_modification: now };
-            let stamp = || {
-                futimens(&self.dir, &times)?;
-                io::Result::Ok(Fingerprint::of(&self.dir.metadata()?).ctime_ns)
-            };
-            let filled = stamp()?;
-            for _ in 0..20 {
-                if stamp()? > filled {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            Ok(filled)
-        }
-        #[cfg(not(unix))]
-        Ok(i64::MIN)
-    }
-
     /// Sets the modification time of the file under this name to now.
     ///
     /// # Errors
@@ -483,19 +502,22 @@ fn a_link() -> io::Error {
 
 #[cfg(unix)]
 fn open_beneath(dir: &fs::File, path: &Path) -> io::Result<fs::File> {
-    use rustix::io::Errno;
     #[cfg(target_os = "linux")]
     {
-        use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+        use rustix::{
+            fs::{Mode, OFlags, ResolveFlags, openat2},
+            io::Errno,
+        };
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match openat2(dir, path, flags, Mode::empty(), resolve) {
             Ok(found) => return Ok(found.into()),
             Err(Errno::LOOP | Errno::NOTDIR) => return Err(a_link()),
-            // Linux before 5.6, a container that forbids the call, or a rename at the same moment.
-            Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => {}
-            Err(error) => return Err(error.into()),
+            Err(error @ Errno::NOENT) => return Err(error.into()),
+            // Linux before 5.6, a container that forbids the call, or a rename at the same moment. What
+            // is wrong otherwise, the walk finds, too.
+            Err(_) => {}
         }
     }
     walk_beneath(dir, path)

@@ -183,6 +183,9 @@ pub struct Outputs {
     pub files: u64,
     /// The sum of their sizes.
     pub bytes: u64,
+    /// How many of them stay whatever is asked for: what is mounted there, or cannot be removed.
+    #[serde(default)]
+    pub left: u64,
     /// Their paths below the checkout: the first of them.
     pub paths: Vec<String>,
 }

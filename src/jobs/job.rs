@@ -211,23 +211,48 @@ pub struct Job {
     pub steps_total: i64,
 }
 
-/// Whether a job needs files of a checkout, or of anything in it or above it: its storage id says so, or any
-/// text in its settings is a path there. `jobs_dir` is the directory of checkouts, which some jobs name instead
-/// of the variable.
+/// The setting that names the file of a job.
+const BLENDFILE: &str = "blendfile";
+
+/// Whether a job may need files of a checkout, or of anything in it or above it: its storage id says so, or a
+/// path in its settings. `jobs_dir` is the directory of checkouts, which some jobs name instead of the variable. A
+/// .blend elsewhere, behind another variable or by the path of another machine, uses the checkout if its path
+/// mentions it: in doubt a checkout stays, which costs room, and the opposite costs files.
 pub fn uses_checkout(
     checkout: &CheckoutPath,
     storage_id: Option<&str>,
     settings: &Map<String, Value>,
     jobs_dir: &str,
 ) -> bool {
-    let is_in = |text: &str, dir: &str| {
-        let path = text.strip_prefix(dir).and_then(|rest| rest.strip_prefix(['/', '\\']));
-        path.is_some_and(|path| checkout.overlaps_path(&path.replace('\\', "/")))
+    let below = |text: &str| {
+        let rest = |dir: &str| text.strip_prefix(dir)?.strip_prefix('/').map(str::to_owned);
+        rest(JOBS_VARIABLE).or_else(|| rest(jobs_dir).filter(|_| !jobs_dir.is_empty()))
     };
-    let is_used =
-        |text: &str| is_in(text, JOBS_VARIABLE) || (!jobs_dir.is_empty() && is_in(text, jobs_dir));
-    storage_id.is_some_and(|id| checkout.overlaps_path(id) || is_used(id))
-        || settings.values().any(|value| any_text(value, &is_used))
+    let may_mean = |text: &str| match plain_path(&below(text).unwrap_or_else(|| text.to_owned())) {
+        Some(path) if !text.starts_with('/') || below(text).is_some() => {
+            checkout.overlaps_path(&path) || mentions(&path, checkout)
+        }
+        _ => mentions(text, checkout),
+    };
+    let is_used = |name: &str, text: &str| {
+        let text = text.replace('\\', "/");
+        (name == BLENDFILE || below(&text).is_some()) && may_mean(&text)
+    };
+    storage_id.is_some_and(|id| may_mean(&id.replace('\\', "/")))
+        || settings.iter().any(|(name, value)| any_text(value, &|text| is_used(name, text)))
+}
+
+/// A path without empty parts and `.`; `None` if a `..` makes its meaning uncertain.
+fn plain_path(text: &str) -> Option<String> {
+    let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    (!parts.contains(&"..")).then(|| parts.join("/"))
+}
+
+/// Whether the parts of a checkout's path follow each other somewhere in a path.
+fn mentions(text: &str, checkout: &CheckoutPath) -> bool {
+    let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let wanted: Vec<&str> = checkout.as_rel().parts().collect();
+    parts.windows(wanted.len()).any(|window| window == wanted)
 }
 
 /// Whether any text in a value has a property.

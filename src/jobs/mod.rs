@@ -20,5 +20,8 @@ pub const RENDERS_VARIABLE: &str = "{renders}";
 /// The setting that says to which files a job renders.
 pub const OUTPUT_SETTING: &str = "render_output_path";
 
+/// The setting that says below which directory it does.
+pub const OUTPUT_ROOT_SETTING: &str = "render_output_root";
+
 /// A type of job for rendering a .blend, for those who have none of their own.
 pub const SIMPLE_BLENDER_RENDER: &str = include_str!("simple-blender-render.json");

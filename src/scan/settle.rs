@@ -118,7 +118,7 @@ impl Walk<'_> {
             found.forget(|path| dirs.contains(parent(path)));
             found.seen.retain(|(path, _)| {
                 let is_rules = path.rsplit('/').next() == Some(super::ignore::IGNORE_FILE);
-                !dirs.contains(&**path) && !(is_rules && dirs.contains(parent(path)))
+                !(dirs.contains(&**path) || is_rules && dirs.contains(parent(path)))
             });
         }
         let lock_again = || self.again.lock().expect("BUG: no one panics with this lock");

@@ -137,14 +137,11 @@ async fn erase(
         None => None,
     };
     let path = answered.map_or_else(|| checkout_path(&path), Ok)?;
-    let options = EraseOptions { with_outputs, dry_run };
+    let options = EraseOptions { with_outputs, dry_run, unrecorded: force };
     let store = app.store.clone();
-    if dry_run {
-        return Ok(Json(app.exec.compute(move || store.erase(&path, options)).await?));
-    }
     // First of all: a part of a checkout is refused whether a job uses it or not.
     let checked = path.clone();
-    app.exec.blocking(move || store.require_deletable(&checked)).await?;
+    app.exec.blocking(move || store.require_deletable(&checked, force)).await?;
     let leaving = if force { None } else { Some(require_unused(&app, &path).await?) };
     let store = app.store.clone();
     let erased = app
@@ -154,8 +151,10 @@ async fn erase(
             store.erase(&path, options)
         })
         .await?;
-    tracing::info!(checkout = %erased.path, files = erased.files, "erased");
-    erased.log_outputs();
+    if !dry_run {
+        tracing::info!(checkout = %erased.path, files = erased.files, "erased");
+        erased.log_outputs();
+    }
     Ok(Json(erased))
 }
 
@@ -488,6 +487,10 @@ impl From<EraseError> for ApiError {
             EraseError::Part { .. } => {
                 Self::new(StatusCode::CONFLICT, format!("{error}; give the whole one"))
             }
+            EraseError::Unrecorded(_) => Self::new(
+                StatusCode::CONFLICT,
+                format!("{error} that another server has created; delete it with force (--force)"),
+            ),
             EraseError::Busy(_) => not_now(&error),
             EraseError::Disk(error) => error.into(),
         }

@@ -12,10 +12,10 @@ use super::{
     Durability, Store,
     layout::{JOBS, Layout, Links},
     materialize,
-    records::Record,
+    records::{Copied, Record},
 };
 use crate::{
-    disk::{DiskError, EntryKind, IoContext, OpenDir, sync_file_system},
+    disk::{DiskError, EntryKind, Fingerprint, IoContext, OpenDir, sync_file_system},
     domain::{BlobId, CheckoutPath, Entry, Manifest, report::LinkMode},
 };
 
@@ -74,11 +74,11 @@ impl Store {
         self.check_lengths(wish, manifest)?;
         self.require_all(manifest)?;
         let staging = Staging::create(self.open_dir(Layout::BUILDING)?)?;
-        let filled_ns = self.fill(&staging.dir, wish, manifest)?;
+        let copies = self.fill(&staging.dir, wish, manifest)?;
         let _one = self.naming.lock().expect("BUG: no one panics with this lock");
         let mut parents = Parents::default();
         let above = self.make_parents(wish, &mut parents)?;
-        let used = self.name(wish, &staging, &above, manifest, filled_ns)?;
+        let used = self.name(wish, &staging, &above, manifest, copies.as_deref())?;
         parents.keep();
         Ok(used)
     }
@@ -150,13 +150,13 @@ impl Store {
 
     /// Makes all directories and links, and makes them durable.
     ///
-    /// Returns the time of the file system when all files were written, if they are files of their own.
+    /// Returns the files that are its own, where there may be such.
     fn fill(
         &self,
         dir: &OpenDir,
         name: &CheckoutPath,
         manifest: &Manifest,
-    ) -> Result<Option<i64>, CheckoutError> {
+    ) -> Result<Option<Vec<Copied>>, CheckoutError> {
         let folders = folders(manifest);
         let open = |path: &str| dir.open_below(path).on("open", &dir.path().join(path));
         // A directory sorts before what is in it.
@@ -184,17 +184,17 @@ impl Store {
                 folder.runs.iter().copied().flatten().try_for_each(|entry| make(entry, &mut links))
             },
         )?;
-        let filled_ns = match mode {
+        let copies = match mode {
             LinkMode::Symlink => None,
-            _ => Some(dir.tick().on("note the time in", dir.path())?),
+            _ => Some(own_files(dir, &folders)?),
         };
         if materialize::has_content(mode) && self.options.durability == Durability::Full {
             // One call for all of the files and directories.
             sync_file_system(dir.path())?;
-            return Ok(filled_ns);
+            return Ok(copies);
         }
         folders.par_iter().try_for_each(|folder| self.sync_dir(&folder.below(dir.path())))?;
-        Ok(filled_ns)
+        Ok(copies)
     }
 
     /// Moves a finished checkout to its name, or to a free one made from it, and records it.
@@ -204,16 +204,20 @@ impl Store {
         staging: &Staging,
         above: &OpenDir,
         manifest: &Manifest,
-        filled_ns: Option<i64>,
+        copies: Option<&[Copied]>,
     ) -> Result<CheckoutPath, CheckoutError> {
         let mut name = wish.clone();
         for _ in 0..NAME_TRIES {
             let last = name.as_rel().split().1;
             match staging.building.rename_new(&staging.name, above, last) {
                 Ok(()) => {
-                    let record = Record::new(&name, manifest, self.options.link_mode, filled_ns);
+                    let record = Record::new(&name, manifest, self.options.link_mode);
                     let kept = self
                         .sync_dir(above.path())
+                        .and_then(|()| self.forget_deletion(&name))
+                        .and_then(|()| {
+                            copies.map_or(Ok(()), |copies| self.write_copies(&name, copies))
+                        })
                         .and_then(|()| self.write_record(&name, &record));
                     if let Err(error) = kept {
                         // It is not to be seen if it is not to be relied on.
@@ -236,6 +240,23 @@ impl Store {
         let reason = format!("it exists, and so do {NAME_TRIES} names made from it");
         Err(CheckoutError::Conflict { path: wish.clone(), reason })
     }
+}
+
+/// The files of a new checkout that have no other name: copies, and not links to blobs.
+fn own_files(dir: &OpenDir, folders: &[Folder<'_>]) -> Result<Vec<Copied>, DiskError> {
+    let mut copies = Vec::new();
+    for folder in folders {
+        let open = dir.open_below(folder.path).on("open", &dir.path().join(folder.path))?;
+        for entry in folder.runs.iter().copied().flatten() {
+            let name = entry.path.split().1;
+            let found = open.stat(name).on("look at", &open.path().join(name))?;
+            if found.names == 1 {
+                let Fingerprint { size_bytes, mtime_ns, .. } = found.fingerprint;
+                copies.push(Copied { path: entry.path.as_str().to_owned(), size_bytes, mtime_ns });
+            }
+        }
+    }
+    Ok(copies)
 }
 
 /// A directory of a checkout.

@@ -105,6 +105,11 @@ impl Layout {
         format!("{}.json", digest_of(path))
     }
 
+    /// The name of the list of files that are its own.
+    pub fn copies_name(path: &CheckoutPath) -> String {
+        format!("{}.copies", digest_of(path))
+    }
+
     /// The name of its record while it is being deleted.
     pub fn erasing_name(path: &CheckoutPath, with_outputs: bool) -> String {
         let extension = if with_outputs { Self::ERASING_ALL } else { Self::ERASING };

@@ -5,11 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::layout::{JOBS, Layout, RENDERS};
+use super::layout::{JOBS, Layout};
 use crate::disk::{DiskError, IoContext};
 
 /// Directories of the store, each below one before it.
-const DIRECTORIES: [&str; 9] = [
+const DIRECTORIES: [&str; 8] = [
     "file-store",
     Layout::STORED,
     Layout::UPLOADING,
@@ -18,7 +18,6 @@ const DIRECTORIES: [&str; 9] = [
     Layout::RECORDS,
     JOBS,
     Layout::BUILDING,
-    RENDERS,
 ];
 
 /// Files of the store.
@@ -35,7 +34,7 @@ const FILES: [&str; 7] = [
 /// Why a storage is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum NotOurs {
-    /// A link, or a file with another name elsewhere: a change of it is a change somewhere else.
+    /// A link: a change of it is a change somewhere else.
     #[error(
         "{} is {what}, and farmhand writes and removes nothing through one; replace it with a {expected} \
          of its own (to keep it on another disk, mount that disk there)", path.display()
@@ -71,6 +70,12 @@ pub enum NotOurs {
 
 /// Checks all files and directories of the store that exist.
 pub(super) fn check(layout: &Layout) -> Result<(), NotOurs> {
+    let root = layout.root();
+    match fs::metadata(root) {
+        Ok(found) => require_owner(root, root, &found, root)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).on("look at", root)?,
+    }
     let prefixes = (0..=u8::MAX).map(|prefix| format!("{}/{prefix:02x}", Layout::STORED));
     let directories = DIRECTORIES.into_iter().map(str::to_owned).chain(prefixes);
     for below in directories {
@@ -91,21 +96,28 @@ fn check_one(storage: &Path, below: &str, is_dir: bool) -> Result<(), NotOurs> {
     if found.is_symlink() {
         return linked("a symbolic link");
     }
-    // Anything else of another kind is told by the operation that needs it.
-    if !is_dir && found.is_file() && super::gc::names_of(&found) > 1 {
-        return linked("a file with another name elsewhere (a hard link)");
-    }
+    require_owner(storage, &path, &found, if is_dir { &path } else { storage })
+}
+
+/// Checks that a file or directory belongs to this process's user, or to root. `dir` is a directory in which
+/// that user's files can be seen.
+fn require_owner(
+    storage: &Path,
+    path: &Path,
+    found: &fs::Metadata,
+    dir: &Path,
+) -> Result<(), NotOurs> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
         let user = rustix::process::geteuid().as_raw();
-        if !is_trusted(found.uid(), user)
-            && squashed_user(if is_dir { &path } else { storage }) != Some(found.uid())
-        {
-            let (storage, owner) = (storage.to_owned(), found.uid());
+        if !is_trusted(found.uid(), user) && squashed_user(dir) != Some(found.uid()) {
+            let (path, storage, owner) = (path.to_owned(), storage.to_owned(), found.uid());
             return Err(NotOurs::Owner { path, storage, owner, user });
         }
     }
+    #[cfg(not(unix))]
+    let _ = (storage, path, found, dir);
     Ok(())
 }
 
@@ -153,16 +165,9 @@ mod tests {
             symlink(&outside, &path).unwrap();
             let dangling = check().unwrap_err().to_string();
             assert!(dangling.starts_with(&expected), "{dangling}");
-            if is_dir {
-                fs::create_dir(&outside).unwrap();
-            } else {
-                fs::write(&outside, "precious").unwrap();
-                fs::remove_file(&path).unwrap();
-                fs::hard_link(&outside, &path).unwrap();
-                let linked = check().unwrap_err().to_string();
-                assert!(linked.contains("hard link"), "{linked}");
-                fs::remove_file(&path).unwrap();
-                symlink(&outside, &path).unwrap();
+            match is_dir {
+                true => fs::create_dir(&outside).unwrap(),
+                false => fs::write(&outside, "precious").unwrap(),
             }
             assert!(check().unwrap_err().to_string().starts_with(&expected));
             fs::remove_file(&path).unwrap();
@@ -185,6 +190,10 @@ mod tests {
             let refused = check(&Layout::new(dir.path())).unwrap_err().to_string();
             assert!(refused.contains("jobs belongs to user 12345"), "{refused}");
             assert!(refused.contains("chown -R 0 "), "{refused}");
+            std::os::unix::fs::chown(&jobs, Some(0), None).unwrap();
+            std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
+            let refused = check(&Layout::new(dir.path())).unwrap_err().to_string();
+            assert!(refused.contains("belongs to user 12345"), "{refused}");
         }
     }
 }

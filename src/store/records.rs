@@ -4,6 +4,7 @@
 //! its look, and a record without its directory says that somebody removed that by other means.
 
 use std::{
+    collections::HashMap,
     fs, io,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -28,19 +29,22 @@ pub(super) struct Record {
     pub link_mode: LinkMode,
     /// Of all paths and blobs: see [`digest_of`].
     pub manifest: Digest,
-    /// The time of the file system when all files were written, in nanoseconds since 1970; none for
-    /// symbolic links. A file that has changed since then was changed by a job.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub filled_ns: Option<i64>,
+}
+
+/// A file of its own that a checkout was created with. Once it has another size or time, a job has
+/// written to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Copied {
+    pub path: String,
+    pub size_bytes: u64,
+    /// Nanoseconds since 1970.
+    pub mtime_ns: i64,
 }
 
 /// What is kept of a checkout while it is deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ErasedRecord {
     pub path: String,
-    /// As in [`Record`].
-    #[serde(default)]
-    pub filled_ns: Option<i64>,
     /// Unknown for a checkout that farmhand did not create.
     #[serde(default)]
     pub link_mode: Option<LinkMode>,
@@ -49,23 +53,18 @@ pub(super) struct ErasedRecord {
 impl ErasedRecord {
     /// That of a checkout without a record.
     pub fn by_look(path: &CheckoutPath) -> Self {
-        Self { path: path.as_str().to_owned(), filled_ns: None, link_mode: None }
+        Self { path: path.as_str().to_owned(), link_mode: None }
     }
 }
 
 impl From<Record> for ErasedRecord {
     fn from(record: Record) -> Self {
-        Self { path: record.path, filled_ns: record.filled_ns, link_mode: Some(record.link_mode) }
+        Self { path: record.path, link_mode: Some(record.link_mode) }
     }
 }
 
 impl Record {
-    pub fn new(
-        path: &CheckoutPath,
-        manifest: &Manifest,
-        link_mode: LinkMode,
-        filled_ns: Option<i64>,
-    ) -> Self {
+    pub fn new(path: &CheckoutPath, manifest: &Manifest, link_mode: LinkMode) -> Self {
         Self {
             path: path.as_str().to_owned(),
             created_s: unix_s(SystemTime::now()),
@@ -73,7 +72,6 @@ impl Record {
             bytes: manifest.total_bytes(),
             link_mode,
             manifest: digest_of(manifest.entries()),
-            filled_ns,
         }
     }
 }
@@ -183,7 +181,13 @@ impl Store {
     /// Forgets a checkout. Returns whether it was known.
     pub(super) fn remove_record(&self, path: &CheckoutPath) -> Result<bool, DiskError> {
         match remove_file(&self.layout.record(path)) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                let copies = self.layout.records().join(Layout::copies_name(path));
+                if copies.exists() {
+                    remove_file(&copies)?;
+                }
+                Ok(true)
+            }
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
@@ -191,6 +195,32 @@ impl Store {
 }
 
 impl Store {
+    /// Notes which files of a checkout are its own, before the checkout has its name.
+    pub(super) fn write_copies(
+        &self,
+        path: &CheckoutPath,
+        copies: &[Copied],
+    ) -> Result<(), DiskError> {
+        let file = self.layout.records().join(Layout::copies_name(path));
+        let text = serde_json::to_vec(copies).map_err(io::Error::from).on("write", &file)?;
+        replace_file(&file, &text, self.options.durability == Durability::Full)
+    }
+
+    /// Which files of a checkout are its own, by path. Without the note, none is known to be.
+    pub(super) fn read_copies(
+        &self,
+        record: &ErasedRecord,
+    ) -> Result<HashMap<String, Copied>, DiskError> {
+        let Ok(path) = record.path.parse() else { return Ok(HashMap::new()) };
+        let file = self.layout.records().join(Layout::copies_name(&path));
+        let copies: Vec<Copied> = match fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).on("read", &file),
+        };
+        Ok(copies.into_iter().map(|copied| (copied.path.clone(), copied)).collect())
+    }
+
     /// What is kept of a checkout whose deletion has begun. One that cannot be understood says no more
     /// than its name.
     pub(super) fn erasing_record(&self, path: &CheckoutPath) -> Result<ErasedRecord, DiskError> {
@@ -236,8 +266,13 @@ impl Store {
     /// its name must not be taken for it.
     pub(super) fn remove_erasing_record(&self, path: &CheckoutPath) -> Result<(), DiskError> {
         let records = self.open_dir(Layout::RECORDS)?;
-        for with_outputs in [false, true] {
-            match records.remove_file(Layout::erasing_name(path, with_outputs)) {
+        let names = [
+            Layout::copies_name(path),
+            Layout::erasing_name(path, false),
+            Layout::erasing_name(path, true),
+        ];
+        for name in names {
+            match records.remove_file(name) {
                 Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
                 removed => removed?,
             }

@@ -568,7 +568,8 @@ fn a_checkout_whose_record_was_half_written_can_be_erased_for_good() {
         let (server, _) = start(home.path(), &storage, "").unwrap();
         assert_eq!(fs::read_dir(storage.join("farmhand/checkouts")).unwrap().count(), 0);
         let mut connection = server.connect();
-        let erased = admin(&mut connection, "DELETE", "checkouts?path=only", &Value::Null).unwrap();
+        let path = "checkouts?path=only&force=true";
+        let erased = admin(&mut connection, "DELETE", path, &Value::Null).unwrap();
         assert_eq!(erased.status, 200, "{change}");
         let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap();
         assert_eq!(listed.json(), json!([]), "{change}");

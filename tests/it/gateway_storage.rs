@@ -579,7 +579,7 @@ fn gateway_deletion_keeps_frames() {
         flamenco.add("a", None, &format!("{{jobs}}/{checkout}/scene.blend"));
         let told = server.api("GET", "jobs/a/what-would-delete-do", Value::Null).json();
         assert_eq!(told["shaman_checkout"], true, "{told}");
-        let outputs = json!({ "files": 1, "bytes": 5, "paths": ["render/0001.png"] });
+        let outputs = json!({ "files": 1, "bytes": 5, "left": 0, "paths": ["render/0001.png"] });
         assert_eq!(told["checkout"]["outputs"], outputs, "{told}");
         let query = if with_outputs { "?report=true&with_outputs=true" } else { "?report=true" };
         assert_eq!(server.api("DELETE", &format!("jobs/a{query}"), Value::Null).status, 204);

@@ -387,7 +387,7 @@ fn checkouts_are_listed_weighed_checked_and_erased() {
         erased,
         json!({
             "path": "show/a", "dry_run": false, "files": 3, "directories": 2,
-            "outputs": { "files": 0, "bytes": 0, "paths": [] }, "outputs_removed": false,
+            "outputs": { "files": 0, "bytes": 0, "left": 0, "paths": [] }, "outputs_removed": false,
         })
     );
     let erased = server.admin("DELETE", "checkouts?path=show/b", Value::Null).json();
@@ -905,7 +905,8 @@ fn damage_to_checkouts_and_to_what_is_remembered_is_noticed_and_survived() {
     server.checkout("whole/inner", &[]).is_error(409, "is itself a checkout");
     assert_eq!(server.report("scrub", json!({}))["complete"], true);
     assert_eq!(server.report("gc", json!({}))["removed"]["blobs"], 0);
-    assert_eq!(server.admin("DELETE", "checkouts?path=whole", Value::Null).status, 200);
+    server.admin("DELETE", "checkouts?path=whole", Value::Null).is_error(409, "not on record");
+    assert_eq!(server.admin("DELETE", "checkouts?path=whole&force=true", Value::Null).status, 200);
     assert_eq!(server.checkout("whole", &[("a", b"one")]).json()["checkoutPath"], "whole");
     assert_eq!(server.report("verify", json!({ "checkout": "whole" }))["wrong"], 0);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -130,10 +130,14 @@ pub(in crate::server) async fn run(app: App, farm: Arc<Farm>) {
             let id = entry.job.id.clone();
             let name = output_dir(&entry.job);
             let created = exec.blocking(move || store.create_output_dir(&name)).await;
-            let end = match created {
-                Ok(output) => perform(&hook, &farm, entry, &output, &running, &ending).await,
-                Err(error) => End::Failed(format!("{error}: {}", error.source)),
-            };
+            if let Err(error) = &created {
+                tracing::warn!(
+                    job = id,
+                    "a job has no output directory: {error}: {}",
+                    error.source
+                );
+            }
+            let end = perform(&hook, &farm, entry, created.ok(), &running, &ending).await;
             let noting = running.clone();
             let noted = exec.blocking(move || note(&farm, &hook, &id, &noting, &end)).await;
             if let Err(error) = noted {
@@ -170,7 +174,7 @@ async fn perform(
     hook: &Hook,
     farm: &Farm,
     entry: Entry,
-    output: &Path,
+    output: Option<PathBuf>,
     running: &Running,
     server_ends: &CancellationToken,
 ) -> End {
@@ -183,11 +187,13 @@ async fn perform(
     command
         .args(&hook.command[1.min(hook.command.len())..])
         .env(JOB_ID, &id)
-        .env(OUTPUT_DIR, output)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    if let Some(output) = output {
+        command.env(OUTPUT_DIR, output);
+    }
     // What it starts ends with it.
     #[cfg(unix)]
     command.process_group(0);

@@ -268,9 +268,10 @@ fn output_dir_name(name: &str, id: &str) -> String {
     CheckoutPath::sanitized(name, &format!("-{id}")).as_str().to_owned()
 }
 
-/// Where a job renders to if it does not say: each frame to a file of its own.
-fn default_output(name: &str, id: &str) -> String {
-    format!("{RENDERS_VARIABLE}/{}/######", output_dir_name(name, id))
+/// Where a job renders to if it does not say: each frame to a file of its own, below the root that it names.
+fn default_output(root: Option<&str>, name: &str, id: &str) -> String {
+    let root = root.filter(|root| !root.is_empty()).unwrap_or(RENDERS_VARIABLE);
+    format!("{}/{}/######", root.trim_end_matches(['/', '\\']), output_dir_name(name, id))
 }
 
 fn shown(path: &Path) -> String {

@@ -22,8 +22,8 @@ use crate::{
         report::{Erased, Outputs},
     },
     jobs::{
-        BadSetting, Job, JobStatus, JobType, NotNow, OUTPUT_SETTING, Platform, SubmittedJob,
-        checkout_of,
+        BadSetting, Job, JobStatus, JobType, NotNow, OUTPUT_ROOT_SETTING, OUTPUT_SETTING, Platform,
+        SubmittedJob, checkout_of, uses_checkout,
     },
     ledger::{Entry, LedgerError, Run},
     server::{
@@ -471,7 +471,12 @@ async fn submit(
             let checkout = checkout_used(&store, &submitted)?;
             let jobs_dir = super::shown(&taking.checkouts);
             let going = taking.going();
-            if let Some(gone) = going.needed_by(checkout.as_deref(), &submitted, &jobs_dir) {
+            let deleted = store.being_deleted();
+            let deleted = deleted.iter().find(|deleted| {
+                uses_checkout(deleted, checkout.as_deref(), &submitted.settings, &jobs_dir)
+            });
+            let gone = going.needed_by(checkout.as_deref(), &submitted, &jobs_dir);
+            if let Some(gone) = gone.or(deleted.map(CheckoutPath::as_str)) {
                 return Err(ApiError::new(
                     StatusCode::CONFLICT,
                     format!("the checkout {gone:?} is being erased with its job: make another one"),
@@ -481,7 +486,9 @@ async fn submit(
             let now = now();
             let id = uuid::Uuid::new_v4().to_string();
             if needs_output {
-                let path = default_output(&submitted.name, &id);
+                let root =
+                    submitted.settings.get(OUTPUT_ROOT_SETTING).and_then(|root| root.as_str());
+                let path = default_output(root, &submitted.name, &id);
                 submitted.settings.insert(OUTPUT_SETTING.into(), path.into());
             }
             let job = Job {
@@ -635,7 +642,7 @@ fn deleted_with(
     if farm.ledger.all()?.iter().any(|other| other.job.id != *id && farm.uses(other, &checkout)) {
         return Ok(None);
     }
-    match store.require_deletable(&checkout) {
+    match store.require_deletable(&checkout, false) {
         Ok(()) => Ok(Some(checkout)),
         Err(EraseError::Disk(error)) => Err(error.into()),
         // Nothing that could be deleted as this job's.
@@ -664,7 +671,7 @@ async fn what_would_delete_do(
     let store = app.store.clone();
     app.exec
         .blocking(move || {
-            let preview = EraseOptions { dry_run: true, with_outputs: false };
+            let preview = EraseOptions { dry_run: true, ..EraseOptions::default() };
             let checkout = deleted_with(&farm, &store, &entry)?;
             let checkout = checkout.map(|checkout| store.erase(&checkout, preview)).transpose()?;
             let renders = store.outputs_of_job(&output_dir(&entry.job), false)?;
@@ -740,7 +747,8 @@ async fn delete(
             let mut deletion = Deletion::default();
             if let Some(checkout) = checkout {
                 let with_outputs = options.with_outputs;
-                match store.erase(&checkout, EraseOptions { with_outputs, dry_run: false }) {
+                let options = EraseOptions { with_outputs, ..EraseOptions::default() };
+                match store.erase(&checkout, options) {
                     Ok(erased) => {
                         tracing::info!(checkout = %erased.path, files = erased.files, "erased");
                         erased.log_outputs();
@@ -753,8 +761,10 @@ async fn delete(
             }
             let renders = output_dir(&entry.job);
             deletion.renders = store.outputs_of_job(&renders, false)?;
-            if options.with_outputs || deletion.renders.files == 0 {
-                store.outputs_of_job(&renders, true)?;
+            if options.with_outputs {
+                deletion.renders = store.outputs_of_job(&renders, true)?;
+            } else {
+                store.remove_empty_output_dir(&renders)?;
             }
             deletion.shaman_checkout = deletion.checkout.is_some();
             // At last: if the disk fails before, the job is still there to be deleted again.

@@ -299,7 +299,7 @@ pub(super) async fn preview(
             return Ok(None);
         }
         let (store, checkout) = (app.store.clone(), doomed.checkout);
-        let options = EraseOptions { dry_run: true, with_outputs: false };
+        let options = EraseOptions { dry_run: true, ..EraseOptions::default() };
         match app.exec.compute(move || store.erase(&checkout, options)).await {
             Ok(erased) => Ok(Some(erased)),
             Err(EraseError::Disk(error)) => Err(format!("{error}: {}", error.source)),
@@ -407,7 +407,7 @@ fn not_certain(path: &str, reason: &str) {
 
 async fn erase(questions: &Questions<'_>, Doomed { job, checkout }: Doomed) {
     let (store, path) = (questions.app.store.clone(), checkout.clone());
-    let options = EraseOptions { with_outputs: questions.with_outputs, dry_run: false };
+    let options = EraseOptions { with_outputs: questions.with_outputs, ..EraseOptions::default() };
     match questions.app.exec.compute(move || store.erase(&path, options)).await {
         Ok(erased) => {
             tracing::info!(%checkout, job, files = erased.files, "erased with its job");

@@ -101,6 +101,11 @@ pub(super) async fn prepare(
 fn examine(job: &[u8], paths: &JobPaths, store: &Store) -> Result<Outcome, DiskError> {
     const UNCHANGED: Result<Outcome, DiskError> = Ok(Outcome::Unchanged);
     let Some(members) = Members::read(job) else { return UNCHANGED };
+    if let Some(deleted) = deleted_meanwhile(job, paths, store) {
+        return Ok(Outcome::Refused(format!(
+            "the checkout {deleted:?} is being deleted, and this job uses it: make another checkout"
+        )));
+    }
     let Ok(storage) = members.get("storage") else { return UNCHANGED };
     let storage = storage.filter(|value| *value != "null").unwrap_or("{}");
     let Some(storage) = Members::read(storage.as_bytes()) else { return UNCHANGED };
@@ -139,6 +144,17 @@ fn examine(job: &[u8], paths: &JobPaths, store: &Store) -> Result<Outcome, DiskE
         Some(checkout) => with_id(&checkout),
         None => UNCHANGED,
     }
+}
+
+/// A checkout that the job may use and that is being deleted.
+fn deleted_meanwhile(job: &[u8], paths: &JobPaths, store: &Store) -> Option<CheckoutPath> {
+    let deleted = store.being_deleted();
+    if deleted.is_empty() {
+        return None;
+    }
+    let job: serde_json::Value = serde_json::from_slice(job).ok()?;
+    let id = job["storage"][CHECKOUT_ID].as_str();
+    deleted.into_iter().find(|checkout| paths.may_use(id, &job["settings"], checkout))
 }
 
 /// The checkout of this storage that the job's .blend lies in.
