@@ -90,6 +90,10 @@ fn a_disk_mounted_inside_is_seen() {
         let disk = Mounted::tmpfs(&late);
         write(&late, "cache.vdb", "one");
         watched.check("mount");
+        drop(disk);
+        watched.check("unmount");
+        // Without a checkout that makes the agent look.
+        let disk = Mounted::tmpfs(&late);
         watched.check_upload(&late.join("later"));
         drop(disk);
         watched.check("unmount");
@@ -280,7 +284,9 @@ fn rules_that_ignore_themselves_count() {
         write(home, "project/a.tmp", "a temporary file");
     });
     assert_eq!(watched.server.status(b"a temporary file"), "unknown");
-    write(&watched.project, ".farmhandignore", ".farmhandignore\n");
+    // Renamed into place: an empty file in between would ignore nothing.
+    write(watched.dir(), "rules", ".farmhandignore\n");
+    fs::rename(watched.dir().join("rules"), watched.project.join(".farmhandignore")).unwrap();
     watched.server.until_status(b"a temporary file", "stored");
 }
 

@@ -434,6 +434,8 @@ impl Folder {
                 }
                 _ = beat.tick() => {
                     let slept = was_asleep(&mut clocks);
+                    // Otherwise the watcher reports mounts.
+                    let has_watcher = lock(&self.events).is_some();
                     let found = self.identify().await;
                     if found.is_none() || found != identity || is_gone {
                         self.note_gone(found.is_none());
@@ -454,7 +456,7 @@ impl Folder {
                         );
                         self.watch().await;
                         debouncer.rush(self.now());
-                    } else if self.mounts_changed().await {
+                    } else if !has_watcher && self.mounts_changed().await {
                         tracing::info!(
                             "{}: {MOUNTED}: everything is looked at again",
                             self.root.display()

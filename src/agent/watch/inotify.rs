@@ -182,8 +182,6 @@ impl Shared {
     fn listen(&self, ended: &PipeReader, table: &File, mounts: &Mounts) {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
-        // Those that came before the table was opened are not reported.
-        self.compare(mounts);
         while !self.is_ended.load(Relaxed) {
             match reader.next() {
                 Ok(event) => self.hear(&event),

@@ -223,6 +223,10 @@ impl Events {
         if identify(&this.root)? != this.identity {
             return Err(NoEvents::Other("it has just become another directory".into()));
         }
+        // The watcher reports what is mounted from its start on, and not what was mounted just before.
+        if !this.has_same_mounts() {
+            this.ear.lose(MOUNTED);
+        }
         Ok(this)
     }
 
@@ -241,14 +245,18 @@ impl Events {
         }
         let this = self.clone();
         let is_same = blocking(move || {
-            let is_mounted = Mounts::of(&this.root).is_ok_and(|mounts| mounts == this.mounts);
-            if !is_mounted {
+            let has_same_mounts = this.has_same_mounts();
+            if !has_same_mounts {
                 this.ear.lose(MOUNTED);
             }
             let found = DirectoryId::of(&this.root);
-            Ok(is_mounted && found.is_ok_and(|(found, _)| found == this.identity))
+            Ok(has_same_mounts && found.is_ok_and(|(found, _)| found == this.identity))
         });
         is_same.await.unwrap_or(false) && self.ear.losses() == self.losses
+    }
+
+    fn has_same_mounts(&self) -> bool {
+        Mounts::of(&self.root).is_ok_and(|mounts| mounts == self.mounts)
     }
 }
 
@@ -456,14 +464,22 @@ mod tests {
 
     #[tokio::test]
     async fn other_mounts_prove_nothing() {
-        let Watched { dir, root, ear, events } = watched().await;
-        let other = Mounts::parse(b"1 1 0:1 / / rw - ext4 /dev/x rw", &root);
-        let marks = dir.path().join("other marks");
-        let other = Events::start(&root, &marks, other, Arc::default()).await.unwrap();
-        assert!(events.catch_up().await && ear.take().is_nothing());
-        let other = Arc::new(other);
-        assert!(!other.catch_up().await);
-        assert!(other.ear.take().lost.unwrap().contains("mounted"));
+        let Watched { dir: _dir, root, ear, events } = watched().await;
+        assert!(events.catch_up().await);
+        let mut events = Arc::into_inner(events).unwrap();
+        events.mounts = Mounts::parse(b"1 1 0:1 / / rw - ext4 /dev/x rw", &root);
+        assert!(!Arc::new(events).catch_up().await);
+        assert_eq!(ear.take().lost.unwrap(), MOUNTED);
+    }
+
+    #[tokio::test]
+    async fn mounts_before_the_watch_are_noticed() {
+        let Watched { dir, root, ear: _, events: _events } = watched().await;
+        let before = Mounts::parse(b"1 1 0:1 / / rw - ext4 /dev/x rw", &root);
+        let (marks, ear) = (dir.path().join("other marks"), Arc::new(Ear::default()));
+        let events = Events::start(&root, &marks, before, ear.clone()).await.unwrap();
+        events.forget_hints();
+        assert_eq!(ear.take().lost.unwrap(), MOUNTED);
     }
 
     #[tokio::test]
