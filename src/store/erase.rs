@@ -662,6 +662,20 @@ mod tests {
     }
 
     #[test]
+    fn a_checkout_is_deleted_once_at_a_time() {
+        use crate::{domain::Manifest, store::Options};
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).unwrap();
+        let name: CheckoutPath = "shot".parse().unwrap();
+        store.checkout(&name, &Manifest::default()).unwrap();
+        store.erasing().insert(name.clone(), true);
+        let busy = store.erase(&name, EraseOptions::default());
+        assert!(matches!(busy, Err(EraseError::Busy(_))), "{busy:?}");
+        store.erasing().remove(&name);
+        store.erase(&name, EraseOptions::default()).unwrap();
+    }
+
+    #[test]
     fn mounted_file_systems_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("mounted")).unwrap();

@@ -527,8 +527,15 @@ fn a_failed_deletion_can_be_repeated() {
     // What is left of it is no checkout, and none is made in it.
     let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
     assert_eq!(listed, json!([]));
+    let manifest = admin(&mut connection, "GET", "checkouts/manifest?path=only", &Value::Null);
+    manifest.unwrap().is_error(404, "no checkout");
     let inside = json!({ "checkoutPath": "only/inside", "files": [file(b"held", "x")] });
     connection.post_json("checkout/create", &inside).is_error(409, "is being deleted");
+    let job = json!({
+        "name": "late", "type": "simple-blender-render", "priority": 50, "submitter_platform": "linux",
+        "settings": { "frames": "1", "blendfile": "{jobs}/only/x" },
+    });
+    connection.api("POST", "jobs", &job).is_error(409, "is being erased");
     let beside = connection.post_json("checkout/create", &body).json();
     assert!(beside["checkoutPath"].as_str().unwrap().starts_with("only-"), "{beside}");
     assert_eq!(admin(&mut connection, "DELETE", path, &Value::Null).unwrap().status, 200);
@@ -540,6 +547,62 @@ fn a_failed_deletion_can_be_repeated() {
     let listed = admin(&mut server.connect(), "GET", "checkouts", &Value::Null).unwrap().json();
     assert!(listed[0]["path"] == "only" && listed[0]["created_s"].is_u64(), "{listed}");
     assert_eq!(tree(&storage.join("jobs/only")).len(), 2);
+}
+
+/// The last request says whether outputs are removed, also to the start that finishes the deletion.
+#[test]
+fn a_deletion_is_finished_as_it_was_asked() {
+    for asks_again in [false, true] {
+        let home = tempfile::tempdir().unwrap();
+        let storage = home.path().join("storage");
+        let (server, _) = start(home.path(), &storage, "remove:1=5").unwrap();
+        let mut connection = server.connect();
+        assert_eq!(connection.upload(b"held", "").status, 204);
+        let body = json!({ "checkoutPath": "only", "files": [file(b"held", "x")] });
+        assert_eq!(connection.post_json("checkout/create", &body).status, 200);
+        let frame = storage.join("jobs/only/frame");
+        fs::write(&frame, "rendered").unwrap();
+        let with_outputs = "checkouts?path=only&with_outputs=true";
+        let failed = admin(&mut connection, "DELETE", with_outputs, &Value::Null).unwrap();
+        failed.is_error(500, "cannot remove");
+        if asks_again {
+            let again = admin(&mut connection, "DELETE", "checkouts?path=only", &Value::Null);
+            assert_eq!(again.unwrap().status, 200);
+        }
+        drop(server);
+        drop(start(home.path(), &storage, "").unwrap());
+        assert_eq!(frame.exists(), asks_again);
+        assert!(fs::symlink_metadata(storage.join("jobs/only/x")).is_err());
+    }
+}
+
+/// A checkout that takes the name of one whose deletion was not finished is not taken for the rest of it.
+#[test]
+fn a_stale_deletion_does_not_reach_a_new_checkout() {
+    let home = tempfile::tempdir().unwrap();
+    let storage = home.path().join("storage");
+    let (server, _) = start(home.path(), &storage, "remove:1=5").unwrap();
+    let mut connection = server.connect();
+    assert_eq!(connection.upload(b"held", "").status, 204);
+    let body = json!({ "checkoutPath": "only", "files": [file(b"held", "x")] });
+    assert_eq!(connection.post_json("checkout/create", &body).status, 200);
+    let path = "checkouts?path=only";
+    let failed = admin(&mut connection, "DELETE", path, &Value::Null).unwrap();
+    failed.is_error(500, "cannot remove");
+    // By hand, as the rest was in the way.
+    fs::remove_dir_all(storage.join("jobs/only")).unwrap();
+    assert_eq!(connection.post_json("checkout/create", &body).json()["checkoutPath"], "only");
+    let inside = json!({ "checkoutPath": "only/inside", "files": [file(b"held", "x")] });
+    connection.post_json("checkout/create", &inside).is_error(409, "is itself a checkout");
+    drop(server);
+    let (server, _) = start(home.path(), &storage, "").unwrap();
+    let mut connection = server.connect();
+    let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
+    assert_eq!((&listed[0]["path"], &listed[0]["gone"]), (&json!("only"), &json!(false)));
+    assert_eq!(tree(&storage.join("jobs/only")).len(), 1);
+    assert_eq!(admin(&mut connection, "DELETE", path, &Value::Null).unwrap().status, 200);
+    let listed = admin(&mut connection, "GET", "checkouts", &Value::Null).unwrap().json();
+    assert_eq!(listed, json!([]));
 }
 
 /// A record that was being written when the process was killed is none.
