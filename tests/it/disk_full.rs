@@ -24,7 +24,7 @@ const WAYS: [&[&str]; 2] = [&["-U", "-r", "-m"], &["-m"]];
 const MOUNT: &str = "mount -t tmpfs -o size=8m,nr_inodes=1500 tmpfs \"$1\" && shift && exec \"$@\"";
 
 /// A command that runs `program` with a small file system on `dir`; `None` where that cannot be.
-fn with_small_disk(program: &Command, dir: &Path) -> Option<Command> {
+pub(super) fn with_small_disk(program: &Command, dir: &Path) -> Option<Command> {
     let command = |way: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(way).args(["sh", "-c", MOUNT, "sh"]).arg(dir);
