@@ -24,7 +24,7 @@ pub use error::{DiskError, IoContext};
 pub use filesystem::{FileSystem, is_rotational};
 pub use lock::{Lock, LockError};
 pub use look::{AtOnce, Found, look_at_once};
-pub use mounts::{Mounts, Unheard};
+pub use mounts::{Mounts, SilentFileSystem};
 pub use open_dir::{EntryKind, EntryStat, OpenDir};
 pub use part::{PartFile, read_at};
 pub use publish::{TempFile, append_file, replace_file};

@@ -1,4 +1,5 @@
-//! The mount table of Linux, as far as it concerns one directory. Other systems have none that is read here.
+//! The mount table of Linux, as far as it concerns one directory. Other systems have none that is
+//! read here.
 
 use std::{
     ffi::OsString,
@@ -12,10 +13,11 @@ use super::{DiskError, FileSystem, Fingerprint, IoContext};
 /// The mount table of this process: proc_pid_mountinfo(5).
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// The mounts that decide which files a directory holds: those inside it, and those at and above it.
+/// The mounts that decide which files a directory holds: those inside it, and those at and above
+/// it.
 ///
-/// Equal values do not prove that nothing was mounted in between: the kernel gives the numbers of an
-/// unmounted file system to the next one. Then its inodes have gone, which inotify reports.
+/// Equal values do not prove that nothing was mounted in between: the kernel gives the numbers of
+/// an unmounted file system to the next one. Then its inodes have gone, which inotify reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mounts {
     dir: PathBuf,
@@ -40,7 +42,7 @@ struct Mount {
 /// A file system on which files can change without an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} is on {file_system}: files can change there without an event", point.display())]
-pub struct Unheard {
+pub struct SilentFileSystem {
     /// The directory, or the mount point inside it.
     pub point: PathBuf,
     /// The name of the file system.
@@ -66,7 +68,8 @@ impl Mounts {
         Ok(mounts)
     }
 
-    /// The mounts of a directory, from the text of a mount table. Lines that make no sense are skipped.
+    /// The mounts of a directory, from the text of a mount table. Lines that make no sense are
+    /// skipped.
     pub fn parse(table: &[u8], dir: &Path) -> Self {
         let lines = table.split(|byte| *byte == b'\n');
         let concerns =
@@ -81,26 +84,28 @@ impl Mounts {
         points.filter(|point| *point != self.dir && point.starts_with(&self.dir))
     }
 
-    /// The first file system, of the directory or inside it, on which files can change without an event:
-    /// a network disk, one that is not known, or layers (overlay) that can be changed from elsewhere.
-    pub fn unheard(&self) -> Option<Unheard> {
+    /// The first file system, of the directory or inside it, on which files can change without an
+    /// event: a network disk, one that is not known, or layers (overlay) that can be changed from
+    /// elsewhere.
+    pub fn silent(&self) -> Option<SilentFileSystem> {
         let points = std::iter::once(self.dir.as_path()).chain(self.inside());
-        points.filter_map(|point| self.unheard_at(point)).next()
+        points.filter_map(|point| self.silent_at(point)).next()
     }
 
-    fn unheard_at(&self, point: &Path) -> Option<Unheard> {
-        let unheard = |file_system: String| Some(Unheard { point: point.to_owned(), file_system });
+    fn silent_at(&self, point: &Path) -> Option<SilentFileSystem> {
+        let silent =
+            |file_system: String| Some(SilentFileSystem { point: point.to_owned(), file_system });
         let on = self.mount_of(point);
         // The layers of a container's own root are not reachable from inside it.
         if on.is_some_and(|on| on.file_system == "overlay" && on.point != Path::new("/")) {
-            return unheard("overlay".into());
+            return silent("overlay".into());
         }
         match FileSystem::of(point) {
-            Ok(system) if system.is_remote => unheard(system.name),
+            Ok(system) if system.is_remote => silent(system.name),
             Ok(_) => None,
             // Another mount covers it, or it has just been unmounted.
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => None,
-            Err(_) => unheard("a disk that does not answer".into()),
+            Err(_) => silent("a disk that does not answer".into()),
         }
     }
 
@@ -110,10 +115,10 @@ impl Mounts {
         holders.max_by_key(|mount| mount.point.as_os_str().len())
     }
 
-    /// The open mount table: poll(2) reports an exceptional condition (`POLLPRI`) when it has changed.
+    /// The open mount table: poll(2) reports an exceptional condition (`POLLPRI`) when it has
+    /// changed.
     ///
-    /// # Errors
-    /// If there is none.
+    /// # Errors If there is none.
     pub fn open_table() -> io::Result<File> {
         File::open(TABLE)
     }
@@ -136,7 +141,8 @@ impl Mount {
     }
 }
 
-/// A field of the table: blanks, line ends and backslashes are written as `\` and three octal digits.
+/// A field of the table: blanks, line ends and backslashes are written as `\` and three octal
+/// digits.
 fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -182,7 +188,7 @@ nonsense
     }
 
     #[test]
-    fn mounts_at_above_and_inside_concern_a_directory() {
+    fn mounts_above_and_inside_are_found() {
         let inside = ["/", "/data", "/data/show/net", "/data/show/a b", "/data/show"];
         assert_eq!(points("/data/show"), inside);
         assert_eq!(points("/data/show/net/deep"), ["/", "/data", "/data/show/net", "/data/show"]);
@@ -236,17 +242,17 @@ nonsense
     }
 
     #[test]
-    fn an_overlay_is_heard_only_as_the_root() {
-        let unheard = |table: &str, dir: &Path| Mounts::parse(table.as_bytes(), dir).unheard();
+    fn an_overlay_is_silent_except_as_the_root() {
+        let silent = |table: &str, dir: &Path| Mounts::parse(table.as_bytes(), dir).silent();
         // Neither exists, so that only the table counts.
         let dir = Path::new("/missing-mount-point/show");
         let root = "22 1 0:40 / / rw - overlay overlay rw\n";
-        assert_eq!(unheard(root, dir), None);
+        assert_eq!(silent(root, dir), None);
         let inside = format!("{root}23 22 0:41 / /missing-mount-point/show/x rw - overlay o rw\n");
-        let found = unheard(&inside, dir).unwrap();
+        let found = silent(&inside, dir).unwrap();
         assert_eq!((found.point, found.file_system.as_str()), (dir.join("x"), "overlay"));
         let above = format!("{root}23 22 0:41 / /missing-mount-point rw - overlay o rw\n");
-        assert_eq!(unheard(&above, dir).unwrap().point, dir);
+        assert_eq!(silent(&above, dir).unwrap().point, dir);
     }
 
     #[cfg(target_os = "linux")]
@@ -258,8 +264,8 @@ nonsense
         assert!(!mounts.mounts.is_empty());
         assert_eq!(mounts, Mounts::of(&dir).unwrap());
         // Its files are not those of a disk.
-        let unheard = Mounts::of(Path::new("/proc")).unwrap().unheard().unwrap();
-        assert_eq!(unheard.point, Path::new("/proc"));
+        let silent = Mounts::of(Path::new("/proc")).unwrap().silent().unwrap();
+        assert_eq!(silent.point, Path::new("/proc"));
         Mounts::open_table().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! What a folder looked like when it was scanned, to find out later whether it still does.
+//! Evidence that a folder is still as it was when it was scanned.
 
 use std::{fs, io, path::Path};
 
@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use super::{Scan, SkipReason, Skipped, plan};
 use crate::disk::Fingerprint;
 
-/// What decides about a scan besides the files in it: the directories, and the files with ignore rules.
+/// Fingerprints that decide about a scan besides those of its files: directories, and ignore rules.
 ///
-/// A file or directory that is changed by a name outside the folder, or that a mount covers, causes no
-/// event, but looks different.
+/// A file or directory that is changed by a name outside the folder, or that a mount covers, causes
+/// no event, but looks different.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Evidence {
     /// Paths below the root; empty for the root itself.
@@ -20,8 +20,8 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Whether everything had been at rest for longer than a tick of the file system's clock. Otherwise it
-    /// may have changed again right after it was looked at, and look the same.
+    /// Whether everything had been at rest for longer than a tick of the file system's clock.
+    /// Otherwise it may have changed again right after it was looked at, and look the same.
     pub fn was_at_rest(&self, scan: &Scan) -> bool {
         let rested = |seen: &Fingerprint| {
             plan::changed_ns(seen).saturating_add(plan::racy_window_ns(seen)) < self.began_ns
@@ -30,8 +30,8 @@ impl Evidence {
             && scan.files.iter().all(|file| rested(&file.fingerprint))
     }
 
-    /// Whether everything still looks as it did, and what was skipped still has to be. One look for each
-    /// file and directory; nothing is listed or read.
+    /// Whether everything still has its fingerprint, and the reasons for skipping still hold. Costs
+    /// one `stat` for each file and directory; nothing is listed or read.
     pub fn holds(&self, scan: &Scan) -> bool {
         let is_same = |path: &str, seen: &Fingerprint| {
             let path = if path.is_empty() { scan.root.clone() } else { scan.root.join(path) };
@@ -45,8 +45,8 @@ impl Evidence {
     }
 }
 
-/// Whether the reason holds that something was skipped for. The target of a link may appear, or become a
-/// file, without an event in the folder.
+/// Whether the reason holds that something was skipped for. The target of a link may appear, or
+/// become a file, without an event in the folder.
 fn is_still_skipped(root: &Path, skipped: &Skipped) -> bool {
     let found = || fs::metadata(root.join(&skipped.path));
     match skipped.reason {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn any_change_of_files_names_or_rules_is_seen() {
+    fn changed_files_names_and_rules_are_seen() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::create_dir_all(at("a/empty")).unwrap();

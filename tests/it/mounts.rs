@@ -11,8 +11,9 @@ const INSIDE: &str = "IN_MOUNT_NAMESPACE";
 /// Arguments of unshare(1) for a mount namespace: as root, and as a user.
 const WAYS: [&[&str]; 2] = [&["-m"], &["-U", "-r", "-m"]];
 
-/// Runs a test, which has this name, in a mount namespace of its own: this program starts itself again for
-/// it. Where the system allows no namespace, says so and runs the test here. The test is told which.
+/// Runs a test, which has this name, in a mount namespace of its own: this program starts itself
+/// again for it. Where the system allows no namespace, says so and runs the test here. The test is
+/// told which.
 pub fn in_namespace(name: &str, test: impl FnOnce(bool)) {
     if std::env::var_os(INSIDE).is_some() {
         return test(true);
@@ -32,20 +33,20 @@ pub fn in_namespace(name: &str, test: impl FnOnce(bool)) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
+        // Progress and panics are shown as they come.
+        .stderr(Stdio::inherit())
         .output()
         .unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    eprint!("{stderr}");
-    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{stdout}");
     // A name that is none would run nothing.
     assert!(stdout.contains("1 passed"), "{stdout}");
 }
 
 /// Something that is mounted until this is dropped.
-pub struct Mounted(PathBuf);
+pub struct MountGuard(PathBuf);
 
-impl Mounted {
+impl MountGuard {
     /// `None`, and a line on standard error, if the system refuses.
     pub fn attempt(arguments: &[&str], at: &Path) -> Option<Self> {
         let output = Command::new("mount").args(arguments).arg(at).output().unwrap();
@@ -70,7 +71,7 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
+impl Drop for MountGuard {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
     }

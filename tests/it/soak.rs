@@ -1,5 +1,5 @@
-//! The soak program: random changes of a watched folder, agent and server killed at random moments. Every
-//! checkout must equal the folder byte for byte.
+//! The soak program: random changes of a watched folder, agent and server killed at random moments.
+//! Every checkout must equal the folder byte for byte.
 //!
 //! A few rounds run with the other tests. For longer, and again with the seed that it prints:
 //!
@@ -126,7 +126,7 @@ impl Soak {
         self.random.u32(..number) == 0
     }
 
-    /// Changes, kills, and a checkout of what there is then.
+    /// Changes, kills, and a checkout of the result.
     fn round(&mut self) {
         self.counts.rounds += 1;
         let changes = self.random.usize(1..=CHANGES);
@@ -148,7 +148,7 @@ impl Soak {
             thread::sleep(Duration::from_millis(self.random.u64(..1500)));
         }
         self.check();
-        // The agent knows the folder now, and must not vouch for what a single change has left.
+        // The agent knows the folder now, and must notice any single change.
         if self.random.bool() {
             for _ in 0..self.random.u8(1..6) {
                 self.change();
@@ -212,8 +212,8 @@ impl Soak {
         unreachable!("the last try was not disturbed");
     }
 
-    /// What `checkout` answers and logs; `None` if it fails. If it is disturbed, agent or server is killed
-    /// meanwhile.
+    /// What `checkout` answers and logs; `None` if it fails. If it is disturbed, agent or server is
+    /// killed meanwhile.
     fn checkout(&mut self, is_disturbed: bool) -> Option<(Value, String)> {
         let mut command = farmhand(self.home.path());
         command.arg("checkout").arg(&self.project).args(["--json", "-v"]);

@@ -86,10 +86,10 @@ struct Known {
     scan: Arc<Scan>,
     /// Events heard before it began.
     count: u64,
-    /// The watch that reports changes of it; none, if the scan is incomplete or can change unheard.
+    /// The watch that reports changes of it; none, if the scan is incomplete or of a folder that can change without an event.
     heard_by: Weak<Events>,
     /// What everything looked like.
-    evidence: Evidence,
+    evidence: Arc<Evidence>,
 }
 
 #[derive(Debug)]
@@ -313,13 +313,13 @@ impl Folder {
         // Read before the watches are added: what is mounted meanwhile makes a difference later.
         let found = self.exec.blocking(move || {
             let mounts = Mounts::of(&root)?;
-            let unheard = mounts.unheard();
-            Ok::<_, DiskError>((mounts, unheard))
+            let silent = mounts.silent();
+            Ok::<_, DiskError>((mounts, silent))
         });
-        let (mounts, unheard) = found.await.map_err(|error| deaf(error.to_string()))?;
+        let (mounts, silent) = found.await.map_err(|error| deaf(error.to_string()))?;
         (*lock(&self.mounts)).clone_from(&mounts);
-        if let Some(unheard) = unheard {
-            return Err(deaf(unheard.to_string()));
+        if let Some(silent) = silent {
+            return Err(deaf(silent.to_string()));
         }
         match Events::start(&self.root, &self.marks, mounts, self.ear.clone()).await {
             Ok(events) => Ok(events),
@@ -619,7 +619,7 @@ impl Folder {
         let heard_by = if is_whole { heard_by } else { Weak::new() };
         let scan = Arc::new(scan);
         state.has_more = scan.files.iter().any(|file| !state.stored.contains(&file.blob()));
-        let evidence = evidence.unwrap_or_default();
+        let evidence = Arc::new(evidence.unwrap_or_default());
         state.known = Some(Known { scan: scan.clone(), count, heard_by, evidence });
         Ok(Looked { scan, cost, again, is_remote })
     }
@@ -813,6 +813,7 @@ mod tests {
     use super::*;
 
     /// A folder whose server does not answer.
+    #[cfg(target_os = "linux")]
     fn folder(dir: &Path) -> Arc<Folder> {
         let root = dir.canonicalize().unwrap().join("root");
         std::fs::create_dir(&root).unwrap();
@@ -832,6 +833,7 @@ mod tests {
         Arc::new(Folder::new(options, root, dir.join("marks"), shared).unwrap())
     }
 
+    #[cfg(target_os = "linux")]
     async fn until(mut holds: impl FnMut() -> bool) {
         let holds = async {
             while !holds() {
@@ -843,7 +845,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn a_loss_before_a_watch_begins_asks_for_nothing() {
+    async fn a_loss_before_a_watch_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
         folder.ear.lose("simulated");

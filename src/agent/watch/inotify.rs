@@ -1,9 +1,10 @@
-//! Events of a directory tree from inotify(7): one thread reads them, any other thread adds watches.
+//! Events of a directory tree from inotify(7): one thread reads them, any other thread adds
+//! watches.
 //!
-//! The crate `notify` serves the other systems. Its stable back end for Linux asks for `IN_OPEN`, so that
-//! listing a directory queues two events; it adds watches on the thread that should read them; and it
-//! compares every watched path for each directory that is removed. Above `max_queued_events` directories,
-//! that overflows the queue again and again.
+//! The crate `notify` serves the other systems. Its stable back end for Linux asks for `IN_OPEN`,
+//! so that listing a directory queues two events; it adds watches on the thread that should read
+//! them; and it compares every watched path for each directory that is removed. Above
+//! `max_queued_events` directories, that overflows the queue again and again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,8 +31,8 @@ use rustix::{
 use super::source::{Ear, MOUNTED, NoEvents};
 use crate::disk::Mounts;
 
-/// What changes names, content or attributes. Opening, reading and closing what was only read is none of
-/// these, so that a scan causes no events.
+/// Changes of names, content or attributes. Opening a file, reading it, and closing it afterwards
+/// are none of these, so that a scan causes no events.
 const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVE)
@@ -68,8 +69,8 @@ struct Shared {
 }
 
 impl Watcher {
-    /// Reads events, of no directory but `marks` so far. What is made there is reported as a mark. A change
-    /// of `mounts`, which are those of the root, is reported as lost events.
+    /// Reads events, of no directory but `marks` so far. What is made there is reported as a mark.
+    /// A change of `mounts`, which are those of the root, is reported as lost events.
     pub fn new(
         root: &Path,
         marks: &Path,
@@ -92,7 +93,8 @@ impl Watcher {
         Ok(Self { shared, thread: Some(thread), end: Some(end) })
     }
 
-    /// Watches the root and all directories below it, also those below directories that are watched.
+    /// Watches the root and all directories below it, also those below directories that are
+    /// watched.
     pub fn watch_all(&self) -> Result<(), NoEvents> {
         self.shared.add_tree(&self.shared.root, true)
     }
@@ -115,7 +117,7 @@ impl Shared {
     }
 
     /// Watches one directory. Returns whether it was watched under this path already.
-    fn add(&self, dir: &Path) -> Result<Added, NoEvents> {
+    fn add(&self, dir: &Path) -> Result<AddOutcome, NoEvents> {
         let flags = match dir {
             _ if dir == self.root => CHANGES | TOP,
             _ if dir == self.marks => WatchFlags::CREATE,
@@ -125,23 +127,23 @@ impl Shared {
         let mut watches = self.watches();
         match inotify::add_watch(&self.inotify, dir, flags | DIRECTORY) {
             Ok(number) => Ok(match watches.insert(dir, number) {
-                Inserted::Known => Added::Known,
-                Inserted::New { unused } => {
+                InsertOutcome::Known => AddOutcome::Known,
+                InsertOutcome::New { unused } => {
                     unused.into_iter().for_each(|number| self.remove(number));
-                    Added::New
+                    AddOutcome::New
                 }
             }),
             Err(Errno::NOSPC) => Err(NoEvents::Watches),
-            // It has gone, or became a file, or may not be read: a scan reports what it cannot read.
+            // It has gone, or became a file, or may not be read, which a scan reports.
             Err(
                 Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::NAMETOOLONG,
-            ) if dir != self.root => Ok(Added::Nothing),
+            ) if dir != self.root => Ok(AddOutcome::Nothing),
             Err(error) => Err(NoEvents::Other(error.to_string())),
         }
     }
 
-    /// Watches a directory and all below it. A directory that is watched already was listed after its
-    /// watch began; what is below it is visited only if `again`.
+    /// Watches a directory and all below it. A directory that is watched already was listed after
+    /// its watch began; directories below it are visited only if `again`.
     fn add_tree(&self, top: &Path, again: bool) -> Result<(), NoEvents> {
         let mut left = vec![top.to_owned()];
         while let Some(dir) = left.pop() {
@@ -149,9 +151,9 @@ impl Shared {
                 break;
             }
             match self.add(&dir)? {
-                Added::New => {}
-                Added::Known if again => {}
-                Added::Known | Added::Nothing => continue,
+                AddOutcome::New => {}
+                AddOutcome::Known if again => {}
+                AddOutcome::Known | AddOutcome::Nothing => continue,
             }
             match fs::read_dir(&dir) {
                 Ok(entries) => {
@@ -253,7 +255,7 @@ impl Shared {
 }
 
 /// What became of a directory that was to be watched.
-enum Added {
+enum AddOutcome {
     New,
     Known,
     Nothing,
@@ -275,7 +277,7 @@ struct Watches {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Inserted {
+enum InsertOutcome {
     Known,
     /// The path had another watch before, which no path has now.
     New {
@@ -284,16 +286,16 @@ enum Inserted {
 }
 
 impl Watches {
-    fn insert(&mut self, path: &Path, number: i32) -> Inserted {
+    fn insert(&mut self, path: &Path, number: i32) -> InsertOutcome {
         let before = self.by_path.get(path).copied();
         if before == Some(number) {
-            return Inserted::Known;
+            return InsertOutcome::Known;
         }
         let unused = before.and_then(|before| self.forget_path(path, before));
         let path: Arc<Path> = path.into();
         self.by_path.insert(path.clone(), number);
         self.by_number.insert((number, path));
-        Inserted::New { unused }
+        InsertOutcome::New { unused }
     }
 
     fn paths(&self, number: i32) -> Vec<Arc<Path>> {
@@ -335,12 +337,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_forgotten_and_nothing_beside_it() {
+    fn a_tree_is_forgotten_alone() {
         let mut watches = Watches::default();
         for (number, path) in [(1, "/a"), (2, "/a/b"), (3, "/a/b/c"), (4, "/a/b c"), (5, "/a/bb")] {
-            assert_eq!(watches.insert(Path::new(path), number), Inserted::New { unused: None });
+            assert_eq!(
+                watches.insert(Path::new(path), number),
+                InsertOutcome::New { unused: None }
+            );
         }
-        assert_eq!(watches.insert(Path::new("/a"), 1), Inserted::Known);
+        assert_eq!(watches.insert(Path::new("/a"), 1), InsertOutcome::Known);
         assert_eq!(watches.forget_tree(Path::new("/a/b")), [2, 3]);
         assert_eq!(names(&watches.paths(4)), ["/a/b c"]);
         assert!(watches.paths(3).is_empty());
@@ -360,6 +365,6 @@ mod tests {
         assert_eq!(names(&watches.paths(7)), ["/b"]);
         // Another directory by the same path.
         let replaced = watches.insert(Path::new("/b"), 8);
-        assert_eq!(replaced, Inserted::New { unused: Some(7) });
+        assert_eq!(replaced, InsertOutcome::New { unused: Some(7) });
     }
 }

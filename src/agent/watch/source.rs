@@ -1,5 +1,5 @@
-//! What the system tells of changes in a folder: hints, and that some were lost. A thin shell around
-//! inotify, and around `notify` on other systems.
+//! What the system tells of changes in a folder: hints, and that some were lost. A thin shell
+//! around inotify, and around `notify` on other systems.
 
 use std::{
     fs, io,
@@ -94,8 +94,8 @@ impl Ear {
         self.losses.load(Relaxed)
     }
 
-    /// Forgets what was heard, for a scan of everything that is about to begin; unless events were lost
-    /// since there were this many losses.
+    /// Forgets what was heard, for a scan of everything that is about to begin; unless events were
+    /// lost since there were this many losses.
     fn forget(&self, losses: u64) {
         let mut heard = self.heard();
         if self.losses() == losses {
@@ -116,7 +116,8 @@ impl Ear {
         self.wake.notify_one();
     }
 
-    /// Something happened at this path. Called by the thread that reads events, which must not wait.
+    /// Something happened at this path. Called by the thread that reads events, which must not
+    /// wait.
     pub fn note_path(&self, path: PathBuf) {
         self.note(|heard| match heard.paths.len() {
             _ if heard.paths.last() == Some(&path) => {}
@@ -145,6 +146,8 @@ impl Ear {
 
 /// Why there are no events.
 #[derive(Debug, thiserror::Error)]
+// Other systems have no such limits.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 pub(super) enum NoEvents {
     /// The limit of directories that a user may watch is reached.
     #[error("the limit of watched directories is reached")]
@@ -223,7 +226,8 @@ impl Events {
         if identify(&this.root)? != this.identity {
             return Err(NoEvents::Other("it has just become another directory".into()));
         }
-        // The watcher reports what is mounted from its start on, and not what was mounted just before.
+        // The watcher reports what is mounted from its start on, and not what was mounted just
+        // before.
         if !this.has_same_mounts() {
             this.ear.lose(MOUNTED);
         }
@@ -235,9 +239,9 @@ impl Events {
         self.ear.forget(self.losses);
     }
 
-    /// Returns when all is heard that happened before this was called, and directories that were made
-    /// before are watched; `false` if that cannot be known, if events were lost, or if the folder is not
-    /// the directory, or not on the file systems, that is watched.
+    /// Returns when all is heard that happened before this was called, and directories that were
+    /// made before are watched; `false` if that cannot be known, if events were lost, or if the
+    /// folder is not the directory, or not on the file systems, that is watched.
     pub async fn catch_up(self: &Arc<Self>) -> bool {
         // Elsewhere, events are not in order, or are held back.
         if !cfg!(target_os = "linux") || !self.marks.barrier().await {
@@ -261,7 +265,8 @@ impl Events {
 }
 
 impl Marks {
-    /// Waits until the events of all that happened before have been read; `false` if that takes too long.
+    /// Waits until the events of all that happened before have been read; `false` if that takes too
+    /// long.
     async fn barrier(&self) -> bool {
         let number = 1 + self.next.fetch_add(1, Relaxed);
         let mut mark = self.ear.mark.subscribe();
@@ -275,8 +280,8 @@ impl Marks {
     }
 }
 
-/// Adds watches until no events were lost meanwhile: a directory that was made unheard is not watched.
-/// Returns the number of losses before the last pass.
+/// Adds watches until no events were lost meanwhile: a directory whose creation was lost is not
+/// watched. Returns the number of losses before the last pass.
 async fn until_complete<F: Future<Output = Result<(), NoEvents>>>(
     ear: &Ear,
     mut pass: impl FnMut() -> F,
@@ -405,11 +410,12 @@ mod tests {
             heard = ear.take();
         }
         assert!(heard.lost.unwrap().contains("more events"));
-        // A directory may have been made unheard, and is not watched then.
+        // A directory whose creation was lost is not watched.
         assert!(!events.catch_up().await);
     }
 
-    /// Otherwise they overflow the queue of a large folder, which leads to the next scan, and so on.
+    /// Otherwise they overflow the queue of a large folder, which leads to the next scan, and so
+    /// on.
     #[tokio::test]
     async fn watching_and_scanning_cause_no_events() {
         const DIRECTORIES: usize = 500;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::exit::{NO_STORE_ON_WINDOWS, next_step, with_causes};
 use crate::{
     client::{ClientError, Clocks, Exposure, FarmStatus, Probe},
-    disk::{FileSystem, Space, Unheard, WatchLimits},
+    disk::{FileSystem, SilentFileSystem, Space, WatchLimits},
     domain::OsFamily,
     scan::{CacheHealth, CacheState},
     server::{CheckoutPaths, Comparison},
@@ -351,7 +351,7 @@ pub(super) enum Look {
         /// The settings say that it is to be polled.
         polls: bool,
         /// Where changes cause no event.
-        unheard: Option<Unheard>,
+        silent: Option<SilentFileSystem>,
         /// How many directories it has, with those in it, if they can be watched.
         directories: Option<u64>,
     },
@@ -393,9 +393,9 @@ pub(super) fn folder(facts: &FolderFacts) -> Check {
             format!("{dir} can be read, but its file system does not answer"),
             "check the disk: it is treated like a network disk, and trusted least",
         ),
-        Look::Folder { system: Some(system), polls, unheard, directories } => {
-            let changes = match (unheard, directories) {
-                (Some(unheard), _) => format!("changes are found by polling: {unheard}"),
+        Look::Folder { system: Some(system), polls, silent, directories } => {
+            let changes = match (silent, directories) {
+                (Some(silent), _) => format!("changes are found by polling: {silent}"),
                 (None, _) if *polls => "changes are found by polling (watch.mode)".into(),
                 (None, Some(MANY_DIRECTORIES..)) => {
                     format!("changes are heard of, in {MANY_DIRECTORIES} directories or more")
@@ -682,18 +682,18 @@ mod tests {
     fn watched(directories: u64) -> FolderFacts {
         let system = Some(system(false, true));
         let directories = Some(directories);
-        folder_of(Look::Folder { system, polls: false, unheard: None, directories })
+        folder_of(Look::Folder { system, polls: false, silent: None, directories })
     }
 
     #[test]
     fn a_folder_is_judged_by_what_it_is_and_what_its_disk_allows() {
         let on = |is_remote, stable, polls, directories| {
             let system = Some(system(is_remote, stable));
-            let unheard =
-                is_remote.then(|| Unheard { point: "/p/net".into(), file_system: "nfs".into() });
-            folder_of(Look::Folder { system, polls, unheard, directories })
+            let silent = is_remote
+                .then(|| SilentFileSystem { point: "/p/net".into(), file_system: "nfs".into() });
+            folder_of(Look::Folder { system, polls, silent, directories })
         };
-        let broken = Look::Folder { system: None, polls: false, unheard: None, directories: None };
+        let broken = Look::Folder { system: None, polls: false, silent: None, directories: None };
         let configured = FolderFacts { named: false, ..folder_of(Look::Missing) };
         for (facts, state, says) in [
             (folder_of(Look::Missing), Fail, "/p does not exist"),
@@ -723,7 +723,7 @@ mod tests {
         let polled = folder_of(Look::Folder {
             system: Some(system(true, true)),
             polls: false,
-            unheard: None,
+            silent: None,
             directories: None,
         });
         is(&watch_limits(&limits, &[watched(4096), polled]), Fine, &[]);

@@ -277,12 +277,12 @@ fn look(dir: &Path, polls: bool) -> Look {
     }
     let system = FileSystem::of(dir).ok();
     let mounts = Mounts::of(&real(dir)).ok();
-    let unheard = mounts.as_ref().and_then(Mounts::unheard);
-    let is_heard = !polls && system.is_some() && mounts.is_some() && unheard.is_none();
+    let silent = mounts.as_ref().and_then(Mounts::silent);
+    let is_heard = !polls && system.is_some() && mounts.is_some() && silent.is_none();
     // Only Linux watches each directory by itself.
     let counts = is_heard && cfg!(target_os = "linux");
     let directories = counts.then(|| watches_needed(dir, MANY_DIRECTORIES));
-    Look::Folder { system, polls, unheard, directories }
+    Look::Folder { system, polls, silent, directories }
 }
 
 /// How many files this process may have open, if there is an end to that; `None` where it cannot be asked.

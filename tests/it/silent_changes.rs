@@ -1,7 +1,8 @@
-//! Changes of a watched folder that the system reports by no event: mounts, links, other names of a file.
+//! Changes of a watched folder that the system reports by no event: mounts, links, other names of a
+//! file.
 //!
-//! After each change, a checkout through the agent must equal the folder at once. docs/DESIGN.md lists all
-//! such changes ("Changes without events").
+//! After each change, a checkout through the agent must equal the folder at once. docs/DESIGN.md
+//! lists all such changes ("Changes without events").
 
 use std::{
     fs,
@@ -14,14 +15,14 @@ use farmhand::disk::Mounts;
 
 use crate::{
     common::{TestServer, farmhand, until},
-    mounts::{self, Mounted},
+    mounts::{self, MountGuard},
     watch::{AgentProcess, checked_out, files, write},
 };
 
-/// Runs a test of this file in a mount namespace of its own. Where the system allows none, only checks that
-/// the mount table is understood.
+/// Runs a test of this file in a mount namespace of its own. Where the system allows none, only
+/// checks that the mount table is understood.
 fn in_mount_namespace(name: &str, test: impl FnOnce()) {
-    mounts::in_namespace(&format!("unheard::{name}"), |is_alone| match is_alone {
+    mounts::in_namespace(&format!("silent_changes::{name}"), |is_alone| match is_alone {
         true => test(),
         false => mount_table_is_understood(),
     });
@@ -40,14 +41,14 @@ fn mount_table_is_understood() {
 }
 
 /// A watched folder, all of it on the server.
-struct Watched {
+struct WatchedFolder {
     home: tempfile::TempDir,
     project: PathBuf,
     server: TestServer,
     agent: AgentProcess,
 }
 
-impl Watched {
+impl WatchedFolder {
     /// `prepare` gets the directory that holds `project`.
     fn new(prepare: impl FnOnce(&Path)) -> Self {
         let home = tempfile::tempdir().unwrap();
@@ -83,29 +84,29 @@ impl Watched {
 #[test]
 fn a_disk_mounted_inside_is_seen() {
     in_mount_namespace("a_disk_mounted_inside_is_seen", || {
-        let watched = Watched::new(|home| write(home, "project/late/below", "below"));
+        let watched = WatchedFolder::new(|home| write(home, "project/late/below", "below"));
         let late = watched.project.join("late");
         watched.check("start");
 
-        let disk = Mounted::tmpfs(&late);
+        let disk = MountGuard::tmpfs(&late);
         write(&late, "cache.vdb", "one");
         watched.check("mount");
         drop(disk);
         watched.check("unmount");
         // Without a checkout that makes the agent look.
-        let disk = Mounted::tmpfs(&late);
+        let disk = MountGuard::tmpfs(&late);
         watched.check_upload(&late.join("later"));
         drop(disk);
         watched.check("unmount");
         watched.check_upload(&late.join("revealed"));
 
-        let disk = Mounted::tmpfs(&late);
+        let disk = MountGuard::tmpfs(&late);
         write(&late, "cache.vdb", "two");
         watched.check_upload(&late.join("again"));
         watched.check("second mount");
         // The next one may get the numbers of this one: the mount table then reads the same.
         drop(disk);
-        let _disk = Mounted::tmpfs(&late);
+        let _disk = MountGuard::tmpfs(&late);
         write(&late, "cache.vdb", "3!!");
         watched.check("exchange");
         watched.check_upload(&late.join("last"));
@@ -124,12 +125,12 @@ fn a_disk_exchanged_inside_is_seen() {
         if images.iter().any(|(.., made)| !made) {
             return eprintln!("NOT TESTED: mkfs.ext4 makes no file system here");
         }
-        let watched = Watched::new(|home| fs::create_dir(home.join("project/disk")).unwrap());
+        let watched = WatchedFolder::new(|home| fs::create_dir(home.join("project/disk")).unwrap());
         let disk = watched.project.join("disk");
         for round in 0..4 {
             let (image, content, _) = &images[round % 2];
             let path = image.path().to_str().unwrap();
-            let Some(_mounted) = Mounted::attempt(&["-o", "loop", path], &disk) else { return };
+            let Some(_mounted) = MountGuard::attempt(&["-o", "loop", path], &disk) else { return };
             if round < 2 {
                 write(&disk, "frame", content);
             }
@@ -144,7 +145,7 @@ fn a_disk_exchanged_inside_is_seen() {
 #[test]
 fn bind_mounts_inside_are_seen() {
     in_mount_namespace("bind_mounts_inside_are_seen", || {
-        let watched = Watched::new(|home| {
+        let watched = WatchedFolder::new(|home| {
             write(home, "project/bound/below", "below");
             write(home, "elsewhere/dir/a", "a");
             write(home, "elsewhere/other/a", "another a");
@@ -152,7 +153,7 @@ fn bind_mounts_inside_are_seen() {
         });
         let elsewhere = watched.dir().join("elsewhere");
         let bound = watched.project.join("bound");
-        let dir = Mounted::bind(&elsewhere.join("dir"), &bound);
+        let dir = MountGuard::bind(&elsewhere.join("dir"), &bound);
         watched.check("bind");
         write(&elsewhere, "dir/a", "changed elsewhere");
         watched.check("change elsewhere");
@@ -160,14 +161,14 @@ fn bind_mounts_inside_are_seen() {
         watched.check("new file elsewhere");
         watched.check_upload(&elsewhere.join("dir/sub/later"));
         drop(dir);
-        let other = Mounted::bind(&elsewhere.join("other"), &bound);
+        let other = MountGuard::bind(&elsewhere.join("other"), &bound);
         watched.check("another directory");
         watched.check_upload(&elsewhere.join("other/later"));
         drop(other);
         watched.check("unbind");
 
         // The file has no second name, and its directory is not watched.
-        let file = Mounted::bind(&elsewhere.join("file"), &watched.project.join("file"));
+        let file = MountGuard::bind(&elsewhere.join("file"), &watched.project.join("file"));
         watched.check("bound file");
         write(&elsewhere, "file", "changed");
         watched.check("change of the bound file");
@@ -180,14 +181,14 @@ fn bind_mounts_inside_are_seen() {
 fn changed_overlay_layers_are_seen() {
     in_mount_namespace("changed_overlay_layers_are_seen", || {
         let mut overlay = None;
-        let watched = Watched::new(|home| {
+        let watched = WatchedFolder::new(|home| {
             write(home, "lower/dir/file", "lower");
             write(home, "upper/other", "upper");
             fs::create_dir(home.join("project/merged")).unwrap();
             let layers = ["upper", "lower"].map(|name| home.join(name).display().to_string());
             let layers = format!("lowerdir={}:{}", layers[0], layers[1]);
             let arguments = ["-t", "overlay", "overlay", "-o", &layers];
-            overlay = Mounted::attempt(&arguments, &home.join("project/merged"));
+            overlay = MountGuard::attempt(&arguments, &home.join("project/merged"));
         });
         if overlay.is_none() {
             return;
@@ -211,11 +212,11 @@ fn changed_overlay_layers_are_seen() {
 #[test]
 fn a_network_disk_inside_is_polled() {
     in_mount_namespace("a_network_disk_inside_is_polled", || {
-        let watched = Watched::new(|home| fs::create_dir(home.join("project/net")).unwrap());
+        let watched = WatchedFolder::new(|home| fs::create_dir(home.join("project/net")).unwrap());
         let mode = || watched.agent.folder()["watch"].clone();
         assert_eq!(mode()["mode"], "events");
         let net = watched.project.join("net");
-        let Some(disk) = Mounted::attempt(&["-t", "mqueue", "mqueue"], &net) else { return };
+        let Some(disk) = MountGuard::attempt(&["-t", "mqueue", "mqueue"], &net) else { return };
         until(|| mode()["mode"] == "poll");
         let reason = mode()["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains(&format!("{} is on ", net.display())), "{reason}");
@@ -230,7 +231,7 @@ fn a_network_disk_inside_is_polled() {
 
 #[test]
 fn a_hard_link_changed_elsewhere_is_seen() {
-    let watched = Watched::new(|home| {
+    let watched = WatchedFolder::new(|home| {
         write(home, "elsewhere/old", "old");
         fs::hard_link(home.join("elsewhere/old"), home.join("project/old")).unwrap();
     });
@@ -248,7 +249,7 @@ fn a_hard_link_changed_elsewhere_is_seen() {
 
 #[test]
 fn link_targets_changed_elsewhere_are_seen() {
-    let watched = Watched::new(|home| {
+    let watched = WatchedFolder::new(|home| {
         write(home, "elsewhere/target", "target");
         symlink(home.join("elsewhere/target"), home.join("project/link")).unwrap();
     });
@@ -262,7 +263,7 @@ fn link_targets_changed_elsewhere_are_seen() {
 
 #[test]
 fn a_link_target_that_appears_is_seen() {
-    let watched = Watched::new(|home| {
+    let watched = WatchedFolder::new(|home| {
         fs::create_dir(home.join("elsewhere")).unwrap();
         symlink(home.join("elsewhere/target"), home.join("project/link")).unwrap();
     });
@@ -279,7 +280,7 @@ fn a_link_target_that_appears_is_seen() {
 
 #[test]
 fn rules_that_ignore_themselves_count() {
-    let watched = Watched::new(|home| {
+    let watched = WatchedFolder::new(|home| {
         write(home, "project/.farmhandignore", ".farmhandignore\n*.tmp\n");
         write(home, "project/a.tmp", "a temporary file");
     });
@@ -292,7 +293,7 @@ fn rules_that_ignore_themselves_count() {
 
 #[test]
 fn linked_ignore_rules_that_change_are_seen() {
-    let watched = Watched::new(|home| {
+    let watched = WatchedFolder::new(|home| {
         write(home, "elsewhere/rules", ".farmhandignore\n*.tmp\n");
         write(home, "project/a.tmp", "a");
         write(home, "project/b.bak", "b");
