@@ -307,7 +307,7 @@ pub(super) enum Then {
     Stayed,
 }
 
-/// What becomes of a job's files.
+/// The lines about a job's files, removed or kept.
 fn fate(deletion: &Deletion, then: Then) -> Vec<String> {
     let mut lines = Vec::new();
     match &deletion.checkout {
@@ -328,7 +328,7 @@ fn fate(deletion: &Deletion, then: Then) -> Vec<String> {
 /// How many outputs are named.
 const NAMED: usize = 5;
 
-/// What becomes of outputs.
+/// The line about outputs, removed or kept.
 pub(super) fn outputs(outputs: &Outputs, place: &str, then: Then) -> Option<String> {
     if outputs.files == 0 {
         return None;

@@ -115,16 +115,16 @@ struct Jobs {
     jobs: Option<Vec<RemoteJob>>,
 }
 
-/// What deleting a job does with its files.
+/// The effect of deleting a job on its files.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Deletion {
     /// Whether its checkout is deleted.
     #[serde(default, deserialize_with = "any")]
     pub shaman_checkout: bool,
-    /// What of the checkout is deleted, and which files stay; a Manager does not say.
+    /// The deleted part of the checkout, and the files that stay; a Manager does not say.
     #[serde(default, deserialize_with = "any", skip_serializing_if = "Option::is_none")]
     pub checkout: Option<Erased>,
-    /// What the job has rendered to its own directory.
+    /// Files that the job has rendered to its own directory.
     #[serde(default, deserialize_with = "any")]
     pub renders: Outputs,
 }

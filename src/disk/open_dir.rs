@@ -25,7 +25,7 @@ pub enum EntryKind {
     Other,
 }
 
-/// What `stat` tells of a directory entry. Links are not followed.
+/// The answer of `stat` for a directory entry. Links are not followed.
 #[derive(Debug, Clone, Copy)]
 pub struct EntryStat {
     /// Its kind.
@@ -429,7 +429,7 @@ impl OpenDir {
         }
     }
 
-    /// Removes an entry, whatever it is, with everything below it. Links are removed, not followed.
+    /// Removes an entry of any kind, with everything below it. Links are removed, not followed.
     ///
     /// # Errors
     /// If something below it cannot be removed.

@@ -128,12 +128,12 @@ pub struct CheckoutInfo {
     pub gone: bool,
 }
 
-/// What deleting a checkout has removed, or would remove.
+/// The effect of deleting a checkout, or of a dry run of that.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Erased {
     /// The checkout.
     pub path: String,
-    /// Nothing was removed: this is what would be.
+    /// Nothing was removed: the counts are of a dry run.
     #[serde(default)]
     pub dry_run: bool,
     /// How many files and links it had that farmhand created.
@@ -183,7 +183,7 @@ pub struct Outputs {
     pub files: u64,
     /// The sum of their sizes.
     pub bytes: u64,
-    /// How many of them stay whatever is asked for: what is mounted there, or cannot be removed.
+    /// How many of them stay in any case: mounts, and entries that cannot be removed.
     #[serde(default)]
     pub left: u64,
     /// Their paths below the checkout: the first of them.

@@ -338,7 +338,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Finds nothing when the checkout has moved to its name. What is left otherwise is removed at
+        // Finds nothing when the checkout has moved to its name. A leftover is removed at
         // the next start.
         let _ = self.building.remove_all(&self.name);
     }

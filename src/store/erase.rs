@@ -81,7 +81,7 @@ pub enum EraseError {
 /// Checkouts whose deletion has begun and is not finished, and whether one is at it now.
 pub(super) type Erasing = BTreeMap<CheckoutPath, bool>;
 
-/// Tells what farmhand created from what others did.
+/// The evidence that tells farmhand's files from those of others.
 struct Origin {
     /// Files of their own that the checkout was created with, by path.
     copies: HashMap<String, Copied>,
@@ -159,7 +159,7 @@ impl Removal {
         Ok(is_empty)
     }
 
-    /// Something that stays whatever was asked for.
+    /// Notes an entry that stays in any case.
     fn stays(&mut self, shown: &str) -> bool {
         self.outputs.add(shown, 0, LISTED_OUTPUTS);
         self.outputs.left += 1;
@@ -180,7 +180,7 @@ impl Removal {
             Err(error) if must_stay(&error) => return Ok(self.stays(shown)),
             opened => opened.on("open", &path())?,
         };
-        // What is mounted there was not created with the checkout, and is no output of it.
+        // A mount was not created with the checkout, and is no output of it.
         if mount != self.mount || depth >= MAX_DEPTH {
             return Ok(self.stays(shown));
         }
@@ -308,7 +308,7 @@ impl Store {
     /// Checks that this is a whole checkout, which can be deleted.
     ///
     /// # Errors
-    /// If it is not, with what it is instead.
+    /// If it is not, with the reason.
     pub fn require_deletable(
         &self,
         path: &CheckoutPath,
@@ -325,7 +325,7 @@ impl Store {
     /// Whether this is a whole checkout, on record or by its look, and what its record says.
     ///
     /// # Errors
-    /// If it is not, with what it is instead.
+    /// If it is not, with the reason.
     fn require_whole(
         &self,
         path: &CheckoutPath,
@@ -522,7 +522,7 @@ impl Store {
         Ok(removed)
     }
 
-    /// What tells the files of a checkout that farmhand created.
+    /// The evidence for the files of a checkout that farmhand created.
     fn origin(&self, dir: &OpenDir, record: &ErasedRecord) -> Result<Origin, DiskError> {
         let copies = self.read_copies(record)?;
         let may_have_links = record.link_mode.is_none_or(|mode| mode == LinkMode::Hardlink);

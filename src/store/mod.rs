@@ -179,7 +179,7 @@ pub fn require_supported(family: OsFamily) -> Result<(), OpenError> {
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
-    /// The storage directory, held open: whatever is created, renamed or removed below it is reached
+    /// The storage directory, held open: everything created, renamed or removed below it is reached
     /// from here without following a link.
     root: OpenDir,
     options: Options,

@@ -612,7 +612,7 @@ async fn job(NamedJob(farm, entry): NamedJob) -> Json<JobAnswer> {
     Json(JobAnswer { job: farm.shown_job(entry.job), run })
 }
 
-/// What deleting a job removes, and what it leaves where it is.
+/// The files that a deletion of a job removes, and those that it leaves where they are.
 #[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(as = JobDeletionInfo)]
 struct Deletion {
@@ -653,7 +653,7 @@ fn deleted_with(
     }
 }
 
-/// What deleting a job would do
+/// Preview the deletion of a job
 #[utoipa::path(
     get, path = "/jobs/{id}/what-would-delete-do", operation_id = "deleteJobWhatWouldItDo", tag = "farm",
     params(("id" = String, Path, description = "Its id")),
