@@ -360,6 +360,27 @@ mod tests {
     }
 
     #[test]
+    fn a_blend_by_another_path_uses_its_checkout() {
+        let checkout: CheckoutPath = "alice/shot".parse().unwrap();
+        let uses = |name: &str, text: &str| {
+            let settings = json!({ name: text });
+            uses_checkout(&checkout, None, settings.as_object().unwrap(), "/mnt/farm/jobs")
+        };
+        for text in [
+            "{share}/jobs/alice/shot/a.blend",
+            "F:\\farm\\jobs\\alice\\shot\\a.blend",
+            "/other/mount/alice/shot/a.blend",
+        ] {
+            assert!(uses("blendfile", text), "{text}");
+            assert!(!uses("other", text), "{text}");
+        }
+        for text in ["{jobs}//alice/./shot/a.blend", "{jobs}/x/../alice/shot/a.blend"] {
+            assert!(uses("blendfile", text) && uses("other", text), "{text}");
+        }
+        assert!(!uses("blendfile", "{share}/jobs/alice/shot2/a.blend"));
+    }
+
+    #[test]
     fn finds_what_is_below_the_checkouts() {
         let of = |blendfile: Value| {
             let settings = json!({ "blendfile": blendfile });
